@@ -1,0 +1,189 @@
+"""From an ml_collections ConfigDict to a checked `schema.RunConfig`.
+
+An experiment's `get_config()` starts from `defaults()` and sets values; `resolve()`
+turns the result into frozen dataclasses and refuses what cannot work.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from epa_jax.schema import CHOICES, RANGES, RunConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the key and the remedy."""
+
+
+def defaults() -> ConfigDict:
+    """Every key of `RunConfig` with its default, as a locked ConfigDict."""
+    config = _to_config_dict(RunConfig)
+    config.lock()
+    return config
+
+
+def _to_config_dict(schema: type) -> ConfigDict:
+    out = ConfigDict()
+    for field in dataclasses.fields(schema):
+        value_type, optional = _field_type(schema, field.name)
+        if dataclasses.is_dataclass(value_type):
+            out[field.name] = _to_config_dict(value_type)
+        else:
+            placeholder = config_dict.placeholder(value_type)
+            out[field.name] = placeholder if optional else field.default
+    return out
+
+
+def _field_type(schema: type, name: str) -> tuple[Any, bool]:
+    """The type of a field without `| None`, and whether it may be None."""
+    hint = typing.get_type_hints(schema)[name]
+    if isinstance(hint, types.UnionType):
+        return next(a for a in typing.get_args(hint) if a is not types.NoneType), True
+    return hint, False
+
+
+def resolve(config: ConfigDict) -> RunConfig:
+    """Typed and checked form of `config`.
+
+    Raises:
+      ConfigError: an unknown or ill-typed key, a value out of range, or keys that
+        contradict one another.
+    """
+    run = _build(RunConfig, config, '')
+    flat = flatten(run)
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise ConfigError(
+                f'{key}={flat[key]!r}: expected one of {", ".join(choices)}'
+                + _nearest(str(flat[key]), choices)
+            )
+    for key, (low, high) in RANGES.items():
+        _check_range(key, flat[key], low, high)
+    _check_together(run)
+    return run
+
+
+def _build(schema: type, config: ConfigDict, prefix: str) -> Any:
+    names = [f.name for f in dataclasses.fields(schema)]
+    for key in config:
+        if key not in names:
+            raise ConfigError(f'{prefix}{key}: no such key{_nearest(key, names)}')
+    values = {}
+    for name in names:
+        if name not in config:
+            raise ConfigError(
+                f'{prefix}{name}: missing; get_config() starts from config.defaults()'
+            )
+        value_type, optional = _field_type(schema, name)
+        values[name] = _convert(value_type, optional, config[name], f'{prefix}{name}')
+    return schema(**values)
+
+
+def _convert(value_type: Any, optional: bool, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(value_type):
+        if not isinstance(value, ConfigDict):
+            raise ConfigError(f'{key}={value!r}: expected a group of keys')
+        return _build(typing.cast(type, value_type), value, f'{key}.')
+    if value is None and optional:
+        return None
+    if value_type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not value_type:
+        raise ConfigError(
+            f'{key}={value!r}: expected {value_type.__name__}, got {type(value).__name__}'
+        )
+    return value
+
+
+def _check_range(key: str, value: float, low: float | None, high: float | None) -> None:
+    too_low = low is not None and not value >= low
+    if too_low or (high is not None and not value <= high):
+        span = f'{"-inf" if low is None else low} to {"inf" if high is None else high}'
+        raise ConfigError(f'{key}={value!r}: expected a value from {span}')
+
+
+def _check_together(run: RunConfig) -> None:
+    """Refuses keys that are fine alone and impossible together."""
+    if not run.workdir:
+        raise ConfigError('workdir: empty; name a folder for the run, such as runs/first')
+    if not run.data.train:
+        raise ConfigError('data.train: empty; name a file, a folder or a hub data set')
+    if not run.model.path:
+        raise ConfigError('model.path: empty; name a Hugging Face folder or a .gguf file')
+    if run.steps == 0 and run.epochs == 0:
+        raise ConfigError('steps=0 and epochs=0: nothing to train; set one of them')
+    if [run.mesh.data, run.mesh.fsdp, run.mesh.tensor].count(-1) > 1:
+        raise ConfigError('mesh: at most one of data, fsdp, tensor may be -1')
+    if 0 in (run.mesh.data, run.mesh.fsdp, run.mesh.tensor):
+        raise ConfigError('mesh: an axis of 0 devices; use 1 to leave an axis unused')
+    if run.reference.mode == 'none' and (run.reference.path or run.reference.cache_file):
+        raise ConfigError("reference.mode='none' contradicts reference.path or cache_file")
+    if run.reference.mode != 'cached' and run.reference.cache_file:
+        raise ConfigError("reference.cache_file needs reference.mode='cached'")
+    if run.checkpoint.keep_best and not (run.data.eval or run.data.eval_examples):
+        raise ConfigError('checkpoint.keep_best needs data.eval or data.eval_examples')
+
+
+def check_flags(argv: Sequence[str]) -> None:
+    """Checks `--config.key=value` arguments against the schema before absl reads them.
+
+    Raises:
+      ConfigError: a key that does not exist, or a value of the wrong type.
+    """
+    known = {key: _leaf_type(key) for key in flatten(RunConfig())}
+    for arg in argv:
+        if not arg.startswith(('--config.', '-config.', '--noconfig.')):
+            continue
+        key, equals, value = arg.split('config.', 1)[1].partition('=')
+        if key not in known:
+            groups = {k.rpartition('.')[0] for k in known}
+            if key in groups:
+                raise ConfigError(f'--config.{key}: a group of keys; set one of its keys')
+            raise ConfigError(f'--config.{key}: no such key{_nearest(key, list(known))}')
+        if equals:
+            _check_text(key, known[key], value)
+
+
+def _check_text(key: str, value_type: type, text: str) -> None:
+    try:
+        if value_type is bool:
+            if text.lower() not in ('true', 'false', '1', '0', 't', 'f'):
+                raise ValueError(text)
+        else:
+            value_type(text)
+    except ValueError:
+        raise ConfigError(
+            f'--config.{key}={text}: expected {value_type.__name__}'
+        ) from None
+
+
+def _leaf_type(key: str) -> type:
+    schema: Any = RunConfig
+    for part in key.split('.'):
+        schema, _ = _field_type(schema, part)
+    return schema
+
+
+def flatten(run: Any, prefix: str = '') -> dict[str, Any]:
+    """Dotted keys and values of a dataclass, nested dataclasses included."""
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(run):
+        value = getattr(run, field.name)
+        if dataclasses.is_dataclass(value):
+            out.update(flatten(value, f'{prefix}{field.name}.'))
+        else:
+            out[prefix + field.name] = value
+    return out
+
+
+def _nearest(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if not close:  # perhaps the right name in the wrong group
+        last = name.rpartition('.')[2]
+        close = [o for o in options if o.rpartition('.')[2] == last][:1]
+    return f'; did you mean {close[0]}?' if close else f'; known: {", ".join(options)}'

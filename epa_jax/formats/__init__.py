@@ -1,0 +1,1 @@
+"""Checkpoint and tokenizer files, in and out."""

@@ -1,0 +1,303 @@
+"""The keys of a run: type, default, meaning, allowed values.
+
+A key of type `X | None` is unset by default.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and what of them is trained on.
+
+    Attributes:
+      train: a local file (JSONL, JSONL.gz, JSON), a `datasets` folder, or a hub name,
+        optionally 'name:split'.
+      eval: the same for held-out examples; '' takes `eval_examples` out of `train`.
+      eval_examples: held-out examples taken from `train` by `split_seed`, or at most
+        this many read from `eval`; 0 evaluates on all of `eval`, or not at all.
+      layout: 'auto', or one of `data.sources.LAYOUTS` (pairs, hh, rated).
+      max_examples: use at most this many training examples; 0 is all.
+      split_seed: fixes which examples are held out.
+      max_prompt_tokens: longer prompts follow `overlong_prompt`.
+      max_response_tokens: longer responses follow `overlong_response`.
+      overlong_prompt: 'truncate_left', 'drop' or 'error'.
+      overlong_response: 'truncate_right', 'drop' or 'error'; 'drop' drops the response
+        and, if too few remain, its example.
+      bad_lines: 'error', or 'skip' to skip and count lines that cannot be read.
+      chat_template: 'auto' applies the tokenizer's template when it has one, 'none'
+        joins text as it is; anything else is a path to a Jinja template.
+      system_prompt: put before conversations that have no system message.
+      shuffle: new order every epoch, by the run's seed.
+      n_strong: most worse responses of the same prompt per visit.
+      n_weak: responses of other prompts per visit.
+      weak_source: 'chosen', 'rejected' or 'any' response of the other prompt.
+      resample_negatives: draw negatives anew every epoch, else keep the first draw.
+    """
+
+    train: str = ''
+    eval: str = ''
+    eval_examples: int = 0
+    layout: str = 'auto'
+    max_examples: int = 0
+    split_seed: int = 0
+    max_prompt_tokens: int = 512
+    max_response_tokens: int = 512
+    overlong_prompt: str = 'truncate_left'
+    overlong_response: str = 'truncate_right'
+    bad_lines: str = 'error'
+    chat_template: str = 'auto'
+    system_prompt: str = ''
+    shuffle: bool = True
+    n_strong: int = 1
+    n_weak: int = 0
+    weak_source: str = 'any'
+    resample_negatives: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The policy's initial weights and how it computes.
+
+    Attributes:
+      path: a Hugging Face folder (safetensors or flax_model.msgpack) or a .gguf file.
+      tokenizer: a folder or .gguf file; '' looks beside the weights.
+      param_dtype: dtype of the trained parameters, 'float32' or 'bfloat16'.
+      compute_dtype: dtype of matrix products; log-probs are always float32.
+      remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' the
+        matrix products, 'full' only the layer's input.
+      attention: attention back end; 'auto' chooses by platform.
+      logprob_chunk: tokens per row that meet the vocabulary at once.
+    """
+
+    path: str = ''
+    tokenizer: str = ''
+    param_dtype: str = 'float32'
+    compute_dtype: str = 'float32'
+    remat: str = 'full'
+    attention: str = 'auto'
+    logprob_chunk: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """How prompts become rows.
+
+    Attributes:
+      prompts: prompts per optimiser step, over all devices.
+      row_length: tokens per row; 0 fits the largest prompt with its responses.
+      rows: rows per micro-batch, over all devices; a step runs as many micro-batches
+        as its prompts need, so this bounds memory and changes no result. 0 is one
+        row for every data-parallel device.
+    """
+
+    prompts: int = 16
+    row_length: int = 0
+    rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Which preference loss; an unset hyperparameter takes the loss's own default.
+
+    Attributes:
+      name: a name from `epa_jax.losses.LOSSES`.
+      beta: inverse temperature of the log-ratio reward.
+      margin: added to the rewards of strong negatives (EPA's m_c, nats).
+      label_smoothing: probability that a preference label is flipped.
+      weight_strong: multiplies exp(reward) of each strong negative.
+      weight_weak: multiplies exp(reward) of each weak negative.
+    """
+
+    name: str = 'epa'
+    beta: float | None = None
+    margin: float | None = None
+    label_smoothing: float | None = None
+    weight_strong: float | None = None
+    weight_weak: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """The reference policy.
+
+    Attributes:
+      mode: 'cached' computes its log-probs once before training, 'in_step' keeps a
+        frozen copy and recomputes them, 'none' has no reference.
+      path: weights of the reference; '' is the policy's own initial weights.
+      cache_dir: where cached log-probs live; they are found again by content.
+      cache_file: an exact cache file to use; refused if it was made from anything
+        else. '' finds or makes one in `cache_dir`.
+    """
+
+    mode: str = 'cached'
+    path: str = ''
+    cache_dir: str = 'runs/reference_cache'
+    cache_file: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser.
+
+    Attributes:
+      name: 'adamw', 'adafactor' or 'rmsprop'.
+      lr: peak learning rate.
+      schedule: after warm-up: 'cosine' or 'linear' down to `final_lr_ratio`, or
+        'constant'.
+      warmup_ratio: fraction of all steps spent rising from 0 to `lr`.
+      final_lr_ratio: last learning rate over `lr`.
+      b1: first-moment decay (adamw).
+      b2: second-moment decay (adamw), squared-gradient decay (rmsprop).
+      eps: added to the denominator.
+      weight_decay: decoupled; matrices only, never norms and biases.
+      clip_norm: global gradient norm; 0 does not clip.
+    """
+
+    name: str = 'adamw'
+    lr: float = 5e-7
+    schedule: str = 'cosine'
+    warmup_ratio: float = 0.1
+    final_lr_ratio: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; at most one may be -1 (all that remain).
+
+    Attributes:
+      data: copies of the model.
+      fsdp: shards of the parameters; batches are split over data and fsdp.
+      tensor: shards of heads, MLP and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When state is saved, and what is kept.
+
+    Attributes:
+      every: steps between saves; 0 saves at the end only.
+      keep_last: most recent checkpoints kept.
+      keep_best: further ones kept by `best_metric`; 0 keeps none.
+      best_metric: an evaluation metric.
+      best_mode: 'max' or 'min'.
+      resume: continue from the newest checkpoint in the run folder.
+    """
+
+    every: int = 0
+    keep_last: int = 1
+    keep_best: int = 0
+    best_metric: str = 'eval/rewards/accuracies'
+    best_mode: str = 'max'
+    resume: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is reported, and when.
+
+    Attributes:
+      every: steps between lines of metrics.
+      eval_every: steps between evaluations; 0 evaluates at the start and the end.
+      tensorboard: write TensorBoard event files.
+      wandb: W&B project; '' does not use W&B.
+    """
+
+    every: int = 1
+    eval_every: int = 0
+    tensorboard: bool = True
+    wandb: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+      workdir: the run folder: config, metrics, checkpoints, summary, export.
+      seed: every random choice follows from it.
+      epochs: passes over the training examples; ignored when `steps` is set.
+      steps: optimiser steps; 0 follows `epochs`.
+      max_bad_steps: non-finite updates in a row that stop the run.
+      step0_guard: check at step 0 that a policy equal to its reference has the loss it
+        must have.
+      export: write a Hugging Face folder at the end.
+    """
+
+    workdir: str = ''
+    seed: int = 0
+    epochs: float = 1.0
+    steps: int = 0
+    max_bad_steps: int = 5
+    step0_guard: bool = True
+    export: bool = True
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    batch: BatchConfig = BatchConfig()
+    loss: LossConfig = LossConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+CHOICES = {
+    'data.overlong_prompt': ('truncate_left', 'drop', 'error'),
+    'data.overlong_response': ('truncate_right', 'drop', 'error'),
+    'data.bad_lines': ('error', 'skip'),
+    'data.weak_source': ('chosen', 'rejected', 'any'),
+    'model.param_dtype': ('float32', 'bfloat16'),
+    'model.compute_dtype': ('float32', 'bfloat16'),
+    'model.remat': ('none', 'dots', 'full'),
+    'model.attention': ('auto', 'xla'),
+    'reference.mode': ('cached', 'in_step', 'none'),
+    'optim.name': ('adamw', 'adafactor', 'rmsprop'),
+    'optim.schedule': ('cosine', 'linear', 'constant'),
+    'checkpoint.best_mode': ('max', 'min'),
+}
+
+# key -> (lowest, highest), inclusive; None is unbounded
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    'seed': (0, 2**32 - 1),
+    'epochs': (0, None),
+    'steps': (0, None),
+    'max_bad_steps': (1, None),
+    'data.eval_examples': (0, None),
+    'data.max_examples': (0, None),
+    'data.split_seed': (0, 2**32 - 1),
+    'data.max_prompt_tokens': (1, None),
+    'data.max_response_tokens': (1, None),
+    'data.n_strong': (0, None),
+    'data.n_weak': (0, None),
+    'model.logprob_chunk': (1, None),
+    'batch.prompts': (1, None),
+    'batch.row_length': (0, None),
+    'batch.rows': (0, None),
+    'optim.lr': (0, None),
+    'optim.warmup_ratio': (0, 1),
+    'optim.final_lr_ratio': (0, 1),
+    'optim.b1': (0, 1),
+    'optim.b2': (0, 1),
+    'optim.eps': (0, None),
+    'optim.weight_decay': (0, None),
+    'optim.clip_norm': (0, None),
+    'mesh.data': (-1, None),
+    'mesh.fsdp': (-1, None),
+    'mesh.tensor': (-1, None),
+    'checkpoint.every': (0, None),
+    'checkpoint.keep_last': (1, None),
+    'checkpoint.keep_best': (0, None),
+    'log.every': (1, None),
+    'log.eval_every': (0, None),
+}
