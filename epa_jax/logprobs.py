@@ -1,0 +1,181 @@
+"""From hidden states to token log-probs at response positions to the response table.
+
+The vocabulary is met by `chunk` tokens of every row at a time, forward and backward, so
+no array of shape [B, T, V] exists in either pass.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from epa_jax.models import transformer
+from epa_jax.models.spec import ModelSpec
+from epa_jax.types import PackedBatch, Params, ResponseTable
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def token_logps(
+    hidden_BSD: jax.Array,
+    head_VD: jax.Array,
+    targets_BS: jax.Array,
+    count: jax.Array,
+    chunk: int,
+) -> jax.Array:
+    """Log-probability of each target token, with log-softmax in float32.
+
+    Args:
+      hidden_BSD: state that predicts each target; S is a multiple of `chunk`.
+      head_VD: output head.
+      targets_BS: int32, target tokens.
+      count: int32 []; positions from `count` on are padding in every row. Chunks of
+        padding cost nothing.
+      chunk: positions of each row that meet the vocabulary at once.
+
+    Returns:
+      float32 [B, S]; 0 in chunks that hold only padding.
+    """
+    return _forward(hidden_BSD, head_VD, targets_BS, count, chunk)[0]
+
+
+def _logits(hidden: jax.Array, head_VD: jax.Array) -> jax.Array:
+    """[B, C, V] in float32; the product itself runs in the dtype of the hidden states."""
+    head = head_VD.astype(hidden.dtype)
+    return jnp.einsum('bcd,vd->bcv', hidden, head, preferred_element_type=jnp.float32)
+
+
+def _slice(x: jax.Array, start: jax.Array, chunk: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)
+
+
+def _write(x: jax.Array, update: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, update.astype(x.dtype), start, axis=1)
+
+
+def _forward(
+    hidden_BSD: jax.Array,
+    head_VD: jax.Array,
+    targets_BS: jax.Array,
+    count: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs and log normalisers, both float32 [B, S]."""
+
+    def body(i: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
+        logps, normalisers = carry
+        logits = _logits(_slice(hidden_BSD, i * chunk, chunk), head_VD)
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        targets = _slice(targets_BS, i * chunk, chunk)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        logps = _write(logps, chosen - normaliser, i * chunk)
+        return logps, _write(normalisers, normaliser, i * chunk)
+
+    zeros = jnp.zeros(targets_BS.shape, jnp.float32)
+    return jax.lax.fori_loop(0, _num_chunks(count, chunk), body, (zeros, zeros))
+
+
+def _num_chunks(count: jax.Array, chunk: int) -> jax.Array:
+    return (count + chunk - 1) // chunk
+
+
+def _vjp_forward(
+    hidden_BSD: jax.Array,
+    head_VD: jax.Array,
+    targets_BS: jax.Array,
+    count: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, tuple]:
+    logps, normalisers = _forward(hidden_BSD, head_VD, targets_BS, count, chunk)
+    return logps, (hidden_BSD, head_VD, targets_BS, count, normalisers)
+
+
+def _vjp_backward(chunk: int, residuals: tuple, grad_BS: jax.Array) -> tuple:
+    """Uses d log p / d logits = onehot(target) - softmax(logits), one chunk at a time."""
+    hidden_BSD, head_VD, targets_BS, count, normalisers_BS = residuals
+    dtype = hidden_BSD.dtype
+
+    def body(i: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
+        grad_hidden, grad_head = carry
+        start = i * chunk
+        hidden = _slice(hidden_BSD, start, chunk)
+        normaliser = _slice(normalisers_BS, start, chunk)
+        targets = _slice(targets_BS, start, chunk)
+        probs = jnp.exp(_logits(hidden, head_VD) - normaliser[..., None])
+        hit = targets[..., None] == jnp.arange(head_VD.shape[0])
+        grad_logits = (hit - probs) * _slice(grad_BS, start, chunk)[..., None]
+        grad_logits = grad_logits.astype(dtype)
+        back = jnp.einsum('bcv,vd->bcd', grad_logits, head_VD.astype(dtype))
+        grad_head += jnp.einsum(
+            'bcv,bcd->vd', grad_logits, hidden, preferred_element_type=jnp.float32
+        )
+        return _write(grad_hidden, back, start), grad_head
+
+    zeros = (jnp.zeros_like(hidden_BSD), jnp.zeros(head_VD.shape, jnp.float32))
+    grads = jax.lax.fori_loop(0, _num_chunks(count, chunk), body, zeros)
+    return grads[0], grads[1].astype(head_VD.dtype), None, None
+
+
+token_logps.defvjp(_vjp_forward, _vjp_backward)
+
+
+def scored_token_logps(
+    params: Params,
+    batch: PackedBatch,
+    *,
+    spec: ModelSpec,
+    compute: transformer.Compute,
+) -> jax.Array:
+    """Log-prob of every scored token: float32 [B, S], 0 at padding."""
+    hidden = transformer.hidden_states(
+        params,
+        batch.tokens,
+        batch.positions,
+        batch.segments,
+        batch.branches,
+        spec=spec,
+        compute=compute,
+    )
+    valid = batch.score_slots < batch.lengths[0].size
+    chunk = min(compute.logprob_chunk, valid.shape[1])
+    positions, targets = (
+        _pad_to(x, chunk) for x in (batch.score_positions, batch.score_targets)
+    )
+    hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    count = jnp.max(jnp.sum(valid, axis=1))
+    head = transformer.head_weights(params)
+    logps = token_logps(hidden, head, targets, count, chunk)
+    return jnp.where(valid, logps[:, : valid.shape[1]], 0.0)
+
+
+def _pad_to(x_BS: jax.Array, multiple: int) -> jax.Array:
+    return jnp.pad(x_BS, ((0, 0), (0, -x_BS.shape[1] % multiple)))
+
+
+def response_table(
+    params: Params,
+    batch: PackedBatch,
+    *,
+    spec: ModelSpec,
+    compute: transformer.Compute,
+) -> ResponseTable:
+    """The table of a micro-batch: N = B * G prompts, empty places included.
+
+    Log-probs are sums over response tokens, in float32.
+    """
+    token_logps_BS = scored_token_logps(params, batch, spec=spec, compute=compute)
+    rows, groups, responses = batch.roles.shape
+    slots = groups * responses
+    sums = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, num_segments=slots))(
+        token_logps_BS, batch.score_slots
+    )
+
+    def flat(x: jax.Array) -> jax.Array:
+        return jnp.reshape(x, (rows * groups, responses))
+
+    return ResponseTable(
+        logps=flat(sums),
+        ref_logps=None if batch.ref_logps is None else flat(batch.ref_logps),
+        lengths=flat(batch.lengths),
+        roles=flat(batch.roles),
+        ratings=flat(batch.ratings),
+    )

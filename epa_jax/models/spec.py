@@ -1,0 +1,62 @@
+"""What distinguishes one LLaMA- or Mistral-shaped model from another."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3 frequency scaling of rotary embeddings (`rope_type: llama3`).
+
+    Attributes:
+      factor: long wavelengths are stretched by it.
+      low_freq_factor: wavelengths above original_max_positions / it are stretched.
+      high_freq_factor: wavelengths below original_max_positions / it are kept.
+      original_max_positions: context length before scaling, tokens.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Architecture of a decoder: all that the forward pass and the shapes need.
+
+    Attributes:
+      model_type: 'llama' or 'mistral', as in Hugging Face's config.json.
+      vocab_size: V.
+      d_model: width of the residual stream (hidden_size).
+      d_ff: width of the MLP (intermediate_size).
+      n_layers: decoder layers.
+      n_heads: query heads.
+      n_kv_heads: key and value heads; divides n_heads.
+      head_dim: width of a head; any, not only d_model / n_heads.
+      norm_eps: RMSNorm epsilon.
+      rope_theta: RoPE base.
+      rope_scaling: llama-3 scaling, or None.
+      sliding_window: a token sees fewer than this many positions back, itself
+        included, or None for all.
+      tie_embeddings: the output head is the embedding.
+      attention_bias: q, k, v and o projections have biases.
+      mlp_bias: gate, up and down projections have biases.
+      max_positions: longest position the model was made for, tokens.
+    """
+
+    model_type: str
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    sliding_window: int | None
+    tie_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+    max_positions: int

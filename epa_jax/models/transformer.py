@@ -1,0 +1,238 @@
+"""The decoder of LLaMA and Mistral, as a pure function of its parameters.
+
+Parameters are a nested dict of arrays; those of the layers are stacked in front
+(L layers) and scanned. N query heads, M key and value heads of width H, F the width of
+the MLP; other letters as in `epa_jax.types`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from epa_jax.models import attention, rope
+from epa_jax.models.spec import ModelSpec
+from epa_jax.types import Params
+
+INIT_STDDEV = 0.02  # Hugging Face's initializer_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the forward pass computes; none of it changes the mathematics.
+
+    Attributes:
+      dtype: of matrix products and the residual stream.
+      remat: what the backward pass keeps of each layer: 'none', 'dots' or 'full'
+        (see `schema.ModelConfig.remat`).
+      attention: back end, see `attention.attend`.
+      logprob_chunk: tokens per row that meet the vocabulary at once.
+      constrain: places an activation on the mesh by logical axis names.
+    """
+
+    dtype: str = 'float32'
+    remat: str = 'none'
+    attention: str = 'auto'
+    logprob_chunk: int = 128
+    constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
+
+
+def _weight(
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    stddev: float = INIT_STDDEV,
+) -> nnx.Param:
+    value = stddev * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value, axes=axes)
+
+
+def _bias(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+
+
+def _scale(width: int) -> nnx.Param:
+    return nnx.Param(jnp.ones((width,), jnp.float32), axes=('norm',))
+
+
+def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square normalisation in float32; the dtype of x is kept."""
+    x = x_BTD.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x.astype(x_BTD.dtype) * scale_D.astype(x_BTD.dtype)
+
+
+class Layer(nnx.Module):
+    """One decoder layer: attention, then a gated MLP, each after a norm."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        d, f, h = spec.d_model, spec.d_ff, spec.head_dim
+        n, m = spec.n_heads, spec.n_kv_heads
+        out = INIT_STDDEV / (2 * spec.n_layers) ** 0.5
+        self.attn_norm = _scale(d)
+        self.q = _weight(rngs, (d, n, h), ('embed', 'heads', 'head_dim'))
+        self.k = _weight(rngs, (d, m, h), ('embed', 'kv_heads', 'head_dim'))
+        self.v = _weight(rngs, (d, m, h), ('embed', 'kv_heads', 'head_dim'))
+        self.o = _weight(rngs, (n, h, d), ('heads', 'head_dim', 'embed'), out)
+        if spec.attention_bias:
+            self.q_bias = _bias((n, h), ('heads', 'head_dim'))
+            self.k_bias = _bias((m, h), ('kv_heads', 'head_dim'))
+            self.v_bias = _bias((m, h), ('kv_heads', 'head_dim'))
+            self.o_bias = _bias((d,), ('norm',))
+        self.mlp_norm = _scale(d)
+        self.gate = _weight(rngs, (d, f), ('embed', 'mlp'))
+        self.up = _weight(rngs, (d, f), ('embed', 'mlp'))
+        self.down = _weight(rngs, (f, d), ('mlp', 'embed'), out)
+        if spec.mlp_bias:
+            self.gate_bias = _bias((f,), ('mlp',))
+            self.up_bias = _bias((f,), ('mlp',))
+            self.down_bias = _bias((d,), ('norm',))
+
+    def project(self, x: jax.Array, name: str, equation: str) -> jax.Array:
+        """Applies a matrix, and its bias where the architecture has one."""
+        y = jnp.einsum(equation, x, getattr(self, name)[...].astype(x.dtype))
+        bias = getattr(self, f'{name}_bias', None)
+        return y if bias is None else y + bias[...].astype(x.dtype)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        cos_sin: tuple[jax.Array, jax.Array],
+        mask_BTT: jax.Array,
+        spec: ModelSpec,
+        compute: Compute,
+    ) -> jax.Array:
+        y = rms_norm(x_BTD, self.attn_norm[...], spec.norm_eps)
+        q = rope.rotate(self.project(y, 'q', 'btd,dnh->btnh'), *cos_sin)
+        k = rope.rotate(self.project(y, 'k', 'btd,dmh->btmh'), *cos_sin)
+        v = self.project(y, 'v', 'btd,dmh->btmh')
+        y = attention.attend(q, k, v, mask_BTT, compute.attention)
+        x = x_BTD + self.project(y, 'o', 'btnh,nhd->btd')
+        y = rms_norm(x, self.mlp_norm[...], spec.norm_eps)
+        gate = jax.nn.silu(self.project(y, 'gate', 'btd,df->btf'))
+        x += self.project(
+            gate * self.project(y, 'up', 'btd,df->btf'), 'down', 'btf,fd->btd'
+        )
+        return compute.constrain(x, ('batch', None, None))
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked layers, final norm, and a head unless it is tied."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        axes = ('vocab', 'embed')
+        self.embed = _weight(rngs, (spec.vocab_size, spec.d_model), axes)
+        stack = nnx.vmap(lambda r: Layer(spec, r), in_axes=0, out_axes=0)
+        self.layers = stack(rngs.split(spec.n_layers))
+        self.norm = _scale(spec.d_model)
+        if not spec.tie_embeddings:
+            self.head = _weight(rngs, (spec.vocab_size, spec.d_model), axes)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        cos_sin: tuple[jax.Array, jax.Array],
+        mask_BTT: jax.Array,
+        spec: ModelSpec,
+        compute: Compute,
+    ) -> jax.Array:
+        x = self.embed[...][tokens_BT].astype(compute.dtype)
+        x = compute.constrain(x, ('batch', None, None))
+        graph, stacked = nnx.split(self.layers)
+
+        def body(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+            layer = nnx.merge(graph, weights)
+            return layer(x, cos_sin, mask_BTT, spec, compute), None
+
+        x, _ = jax.lax.scan(_rematerialised(body, compute.remat), x, stacked)
+        return rms_norm(x, self.norm[...], spec.norm_eps)
+
+
+def _rematerialised(body: Callable, remat: str) -> Callable:
+    policies = jax.checkpoint_policies
+    if remat == 'none':
+        return body
+    if remat == 'dots':
+        policy = policies.dots_with_no_batch_dims_saveable
+    elif remat == 'full':
+        policy = policies.nothing_saveable
+    else:
+        raise ValueError(f'remat {remat!r}: expected none, dots or full')
+    # the layers are scanned, so there is no common subexpression to protect
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+@functools.cache
+def _structure(spec: ModelSpec) -> tuple[Any, Any]:
+    """Graph and abstract state of the decoder; depends on nothing but the spec."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(spec, nnx.Rngs(0))))
+
+
+def abstract_params(spec: ModelSpec, dtype: Any) -> Params:
+    """Shapes of the parameters as a nested dict of `jax.ShapeDtypeStruct`."""
+    pure = nnx.to_pure_dict(_structure(spec)[1])
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), pure)
+
+
+def logical_axes(spec: ModelSpec) -> Params:
+    """Logical axis names of every parameter, in the structure of the parameters."""
+
+    def axes(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        own = variable.get_metadata('axes')
+        stacked = path[0].key == 'layers'
+        return variable.replace(('layers', *own) if stacked else own)
+
+    state = jax.tree_util.tree_map_with_path(
+        axes, _structure(spec)[1], is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+    return nnx.to_pure_dict(state)
+
+
+def init_params(spec: ModelSpec, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal weights, unit norms, zero biases."""
+    _, state = nnx.split(Decoder(spec, nnx.Rngs(params=key)))
+    return jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(state))
+
+
+def num_params(spec: ModelSpec) -> int:
+    """Parameters in all."""
+    return sum(p.size for p in jax.tree.leaves(abstract_params(spec, jnp.float32)))
+
+
+def hidden_states(
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    branches_BT: jax.Array,
+    *,
+    spec: ModelSpec,
+    compute: Compute,
+) -> jax.Array:
+    """The decoder's output after the final norm, before the vocabulary.
+
+    Args:
+      params: as `abstract_params` describes them.
+      tokens_BT: int32 [B, T].
+      positions_BT: int32 [B, T], see `types.PackedBatch` for these three.
+      segments_BT: int32 [B, T].
+      branches_BT: int32 [B, T].
+      spec: architecture.
+      compute: dtype, rematerialisation, back end.
+
+    Returns:
+      [B, T, D] in the compute dtype.
+    """
+    decoder = nnx.merge(_structure(spec)[0], params)
+    mask = attention.visible(positions_BT, segments_BT, branches_BT, spec.sliding_window)
+    angles = rope.cos_sin(positions_BT, spec)
+    return decoder(tokens_BT, angles, mask, spec, compute)
+
+
+def head_weights(params: Params) -> jax.Array:
+    """The output head [V, D]: its own matrix, or the embedding when tied."""
+    return params['head'] if 'head' in params else params['embed']
