@@ -114,15 +114,15 @@ def param_shardings(mesh: Mesh, abstract: Params, axes: Params) -> Params:
 def _leaf_sharding(
     mesh: Mesh, path: str, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> NamedSharding:
-    spec = partition(axes)
-    for axis, size, names in zip(axes, shape, spec, strict=True):
-        ways = math.prod(mesh.shape[name] for name in names or ())
+    for axis, size in zip(axes, shape, strict=True):
+        names = RULES[axis] or ()
+        ways = math.prod(mesh.shape[name] for name in names)
         if size % ways:
             raise ConfigError(
                 f'mesh.{"*".join(names)}={ways} does not divide {axis}={size} of parameter '
                 f'{path}; choose a divisor of {size}'
             )
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, partition(axes))
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
