@@ -1,4 +1,7 @@
-"""What distinguishes one LLaMA- or Mistral-shaped model from another."""
+"""What distinguishes one LLaMA- or Mistral-shaped model from another.
+
+`models.hf_config` translates it from and to Hugging Face's config.json.
+"""
 
 import dataclasses
 
@@ -60,3 +63,31 @@ class ModelSpec:
     attention_bias: bool
     mlp_bias: bool
     max_positions: int
+
+
+class SpecError(ValueError):
+    """An architecture this package does not implement; the message says what to do."""
+
+
+def check_spec(spec: ModelSpec, origin: str) -> None:
+    """Refuses sizes that contradict one another.
+
+    Raises:
+      SpecError: heads that do not divide, an odd head width, or an empty blend of
+        rotary frequencies.
+    """
+    if spec.n_heads % spec.n_kv_heads:
+        raise SpecError(
+            f'{origin}: {spec.n_heads} query heads cannot share {spec.n_kv_heads} '
+            'key-value heads; expected a divisor'
+        )
+    if spec.head_dim % 2 or not spec.head_dim:
+        raise SpecError(
+            f'{origin}: head_dim={spec.head_dim}; rotary embeddings need an even width'
+        )
+    scaling = spec.rope_scaling
+    if scaling and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise SpecError(
+            f'{origin}: low_freq_factor={scaling.low_freq_factor} must be below '
+            f'high_freq_factor={scaling.high_freq_factor}'
+        )

@@ -1,0 +1,114 @@
+"""Loads a model from whichever format its path holds.
+
+A folder with model.safetensors or its shards, a folder with flax_model.msgpack or its
+shards, or a .gguf file.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from epa_jax.formats import assemble, names, safetensors
+from epa_jax.formats.names import FormatError, Names
+from epa_jax.models.hf_config import spec_from_hf
+from epa_jax.models.spec import ModelSpec
+from epa_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How to read one format.
+
+    Attributes:
+      names: of its tensors.
+      spec: reads the architecture.
+      tensors: lists the tensors, headers checked.
+    """
+
+    names: Names
+    spec: Callable[[Path], ModelSpec]
+    tensors: Callable[[Path], list[assemble.StoredTensor]]
+
+
+def _folder_spec(folder: Path) -> ModelSpec:
+    path = folder / 'config.json'
+    if not path.is_file():
+        raise FormatError(
+            f'{folder}: config.json is missing; expected a Hugging Face folder'
+        )
+    return spec_from_hf(safetensors.read_json(path), str(path))
+
+
+SAFETENSORS = Format(names.HUGGING_FACE, _folder_spec, safetensors.stored_tensors)
+
+
+def detect(path: str | Path) -> Format:
+    """The format at a path.
+
+    Raises:
+      FormatError: none that is read here; says what was found instead.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for file, fmt in (
+            (safetensors.SINGLE, SAFETENSORS),
+            (safetensors.INDEX, SAFETENSORS),
+        ):
+            if (path / file).is_file():
+                return fmt
+    raise FormatError(f'{path}: {_what_is_there(path)}')
+
+
+def _what_is_there(path: Path) -> str:
+    wanted = (
+        'expected a folder with config.json and model.safetensors (or shards, or '
+        'flax_model.msgpack), or a .gguf file'
+    )
+    if not path.exists():
+        return f'does not exist; {wanted}'
+    if path.is_file():
+        return f'is not a .gguf file; {wanted}'
+    if any(path.glob('pytorch_model*.bin')):
+        return (
+            'only pickled PyTorch weights, which are not read because they can run code; '
+            'save them again with transformers, save_pretrained(safe_serialization=True)'
+        )
+    if (path / 'adapter_config.json').is_file():
+        return 'a LoRA adapter, not a model; merge it into its base model first'
+    gguf = sorted(p.name for p in path.glob('*.gguf'))
+    if gguf:
+        return f'a folder; name the .gguf file in it: {", ".join(gguf)}'
+    return wanted
+
+
+def load_spec(path: str | Path) -> ModelSpec:
+    """The architecture of the model at a path; weights are not read.
+
+    Raises:
+      FormatError, SpecError: as `load_model`.
+    """
+    return detect(path).spec(Path(path))
+
+
+def load_model(
+    path: str | Path, param_dtype: str = 'float32', shardings: Params | None = None
+) -> tuple[ModelSpec, Params]:
+    """Loads architecture and parameters, one tensor at a time.
+
+    Args:
+      path: a Hugging Face folder or a .gguf file.
+      param_dtype: dtype of the parameters, whatever the file has.
+      shardings: tree of `jax.sharding.Sharding` in the structure of the parameters, or
+        None for the default device.
+
+    Returns:
+      The architecture, and parameters as `transformer.abstract_params` describes them.
+
+    Raises:
+      FormatError: a malformed file, or tensors that are not those of the architecture.
+      SpecError: an architecture that is not implemented.
+    """
+    fmt = detect(path)
+    spec = fmt.spec(Path(path))
+    tensors = fmt.tensors(Path(path))
+    return spec, assemble.assemble(spec, fmt.names, tensors, param_dtype, shardings)

@@ -1,0 +1,178 @@
+"""Reads safetensors folders as Hugging Face publishes them, one file or many shards.
+
+The files are mapped into memory and validated before use: a header that lies about its
+size, offsets or dtypes is refused, and shard names cannot leave the folder.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from epa_jax.formats.assemble import StoredTensor
+from epa_jax.formats.names import FormatError
+
+SINGLE = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+
+DTYPES: dict[str, Any] = {
+    'F32': np.dtype('<f4'),
+    'F16': np.dtype('<f2'),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def stored_tensors(folder: Path) -> list[StoredTensor]:
+    """All tensors of a folder, headers checked, values unread.
+
+    Raises:
+      FormatError: a file that is missing, cut short or malformed.
+    """
+    if not (folder / INDEX).is_file():
+        return _file_tensors(folder / SINGLE)
+    if (folder / SINGLE).is_file():
+        raise FormatError(
+            f'{folder}: has both {SINGLE} and {INDEX}; remove the one that is outdated'
+        )
+    shards = read_index(folder / INDEX)
+    out = []
+    for file in sorted(set(shards.values())):
+        out += _file_tensors(folder / file)
+    for tensor in out:
+        if shards.get(tensor.name) != Path(tensor.origin).name:
+            raise FormatError(
+                f'{tensor.origin}: tensor {tensor.name} is not where {INDEX} says '
+                f'({shards.get(tensor.name)}); download the folder again'
+            )
+    return out
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> shard file of an index.json, both formats' layout.
+
+    Raises:
+      FormatError: not such a file, or a shard that is not a plain name in the folder.
+    """
+    index = read_json(path)
+    shards = index.get('weight_map')
+    if not isinstance(shards, dict) or not shards:
+        raise FormatError(f'{path}: weight_map is missing; expected tensor -> file')
+    for name, file in shards.items():
+        if not isinstance(file, str) or Path(file).name != file or file in ('', '.', '..'):
+            raise FormatError(
+                f'{path}: tensor {name} is in {file!r}; expected a file name in the folder'
+            )
+    return shards
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object without repeated keys.
+
+    Raises:
+      FormatError: unreadable, not JSON, or not an object.
+    """
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f'{path}: cannot be read: {error}') from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, origin: str) -> dict[str, Any]:
+    """As `read_json`, from text."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FormatError(f'{origin}: {twice} is there twice; expected once')
+        return out
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FormatError(f'{origin}: not valid JSON: {error}') from None
+    if not isinstance(value, dict):
+        raise FormatError(f'{origin}: expected a JSON object')
+    return value
+
+
+def _file_tensors(path: Path) -> list[StoredTensor]:
+    try:
+        size = path.stat().st_size
+        with path.open('rb') as f:
+            length = int.from_bytes(f.read(8), 'little')
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise FormatError(
+                    f'{path}: the header does not fit the file of {size} bytes; it is cut '
+                    'short or not a safetensors file (a Git LFS pointer?)'
+                )
+            text = f.read(length).decode('utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f'{path}: cannot be read: {error}') from None
+    header = parse_json(text, str(path))
+    header.pop('__metadata__', None)
+    start = 8 + length
+    _check_offsets(path, header, size - start)
+    return [_tensor(path, name, entry, start) for name, entry in header.items()]
+
+
+def _check_offsets(path: Path, header: dict[str, Any], size: int) -> None:
+    """Tensors must fill the data of `size` bytes without gap or overlap."""
+    spans = []
+    for name, entry in header.items():
+        if not _well_formed(entry):
+            raise FormatError(
+                f'{path}: tensor {name} has the malformed entry {entry!r}; expected dtype, '
+                'shape and data_offsets'
+            )
+        spans.append((*entry['data_offsets'], name))
+    end = 0
+    for first, last, name in sorted(spans):
+        if first != end or last < first:
+            raise FormatError(
+                f'{path}: tensor {name} occupies bytes {first} to {last}; expected it to '
+                f'begin at {end}'
+            )
+        end = last
+    if end != size:
+        raise FormatError(
+            f'{path}: tensors take {end} bytes, the file has {size}; the download may be '
+            'incomplete'
+        )
+
+
+def _well_formed(entry: Any) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {'dtype', 'shape', 'data_offsets'}:
+        return False
+    shape, offsets = entry['shape'], entry['data_offsets']
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return all(type(n) is int and n >= 0 for n in shape + offsets)
+
+
+def _tensor(path: Path, name: str, entry: dict[str, Any], start: int) -> StoredTensor:
+    shape = tuple(entry['shape'])
+    first, last = entry['data_offsets']
+    dtype = DTYPES.get(entry['dtype'])
+    if dtype is not None and last - first != math.prod(shape) * dtype.itemsize:
+        raise FormatError(
+            f'{path}: tensor {name} of {entry["dtype"]} {shape} takes {last - first} '
+            f'bytes; expected {math.prod(shape) * dtype.itemsize}'
+        )
+
+    def read() -> np.ndarray:
+        if dtype is None:
+            raise FormatError(
+                f'{path}: tensor {name} has dtype {entry["dtype"]}; expected one of '
+                f'{", ".join(DTYPES)}. Save the model in one of them'
+            )
+        flat = np.memmap(path, np.uint8, 'r', start + first, (last - first,))
+        return flat.view(dtype).reshape(shape)
+
+    return StoredTensor(name, str(path), shape, read)
