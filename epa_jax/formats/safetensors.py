@@ -1,4 +1,4 @@
-"""Reads safetensors folders as Hugging Face publishes them, one file or many shards.
+"""Reads safetensors folders as Hugging Face publishes them, and writes such files.
 
 The files are mapped into memory and validated before use: a header that lies about its
 size, offsets or dtypes is refused, and shard names cannot leave the folder.
@@ -6,6 +6,8 @@ size, offsets or dtypes is refused, and shard names cannot leave the folder.
 
 import json
 import math
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,35 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], start: int) -> StoredT
         return flat.view(dtype).reshape(shape)
 
     return StoredTensor(name, str(path), shape, read)
+
+
+def write_file(
+    path: Path,
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    dtype: np.dtype,
+    values: Iterable[np.ndarray],
+) -> None:
+    """Writes a safetensors file while its tensors are produced, one at a time.
+
+    Args:
+      path: of the file.
+      tensors: name and shape of each, in order.
+      dtype: of all of them, one of `DTYPES`.
+      values: the arrays, in the same order.
+    """
+    code = next(code for code, known in DTYPES.items() if known == dtype)
+    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    end = 0
+    for name, shape in tensors:
+        first, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {'dtype': code, 'shape': shape, 'data_offsets': [first, end]}
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)  # data begins at a multiple of 8 bytes
+    with path.open('wb') as f:
+        f.write(len(text).to_bytes(8, 'little') + text)
+        for (_, shape), value in zip(tensors, values, strict=True):
+            if value.shape != shape or value.dtype != dtype:
+                raise ValueError(f'{value.shape} {value.dtype}, not {shape} {dtype}')
+            f.write(np.ascontiguousarray(value).view(np.uint8).data)
+        f.flush()
+        os.fsync(f.fileno())
