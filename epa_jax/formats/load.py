@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from epa_jax.formats import assemble, names, safetensors
+from epa_jax.formats import assemble, gguf_file, gguf_spec, names, safetensors
 from epa_jax.formats.names import FormatError, Names
 from epa_jax.models.hf_config import spec_from_hf
 from epa_jax.models.spec import ModelSpec
@@ -40,6 +40,11 @@ def _folder_spec(folder: Path) -> ModelSpec:
 
 
 SAFETENSORS = Format(names.HUGGING_FACE, _folder_spec, safetensors.stored_tensors)
+GGUF = Format(
+    names.GGUF,
+    lambda path: gguf_spec.read_spec(gguf_file.open_gguf(path)),
+    lambda path: gguf_file.open_gguf(path).tensors,
+)
 
 
 def detect(path: str | Path) -> Format:
@@ -49,6 +54,8 @@ def detect(path: str | Path) -> Format:
       FormatError: none that is read here; says what was found instead.
     """
     path = Path(path)
+    if path.suffix == '.gguf' and path.is_file():
+        return GGUF
     if path.is_dir():
         for file, fmt in (
             (safetensors.SINGLE, SAFETENSORS),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from epa_jax.formats.gguf_file import open_gguf
+from epa_jax.formats.gguf_tokenizer import build_tokenizer
 from epa_jax.formats.names import FormatError
 from epa_jax.formats.safetensors import read_json
 
@@ -23,6 +25,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
       FormatError: no tokenizer there, or one that cannot be read.
     """
     path = Path(path)
+    if path.suffix == '.gguf' and path.is_file():
+        return build_tokenizer(open_gguf(path))
     if not path.is_dir():
         raise FormatError(f'{path}: expected a folder with tokenizer.json, or a .gguf file')
     if not (path / 'tokenizer.json').is_file():
