@@ -1,0 +1,74 @@
+"""What the losses share: who plays which role in a table, and log-ratio rewards."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from epa_jax.types import Array, ResponseTable, Role
+
+
+class Masks(NamedTuple):
+    """Boolean [N, K] by role; all False for a prompt without a CHOSEN response."""
+
+    chosen: jax.Array
+    strong: jax.Array
+    weak: jax.Array
+
+
+def role_masks(table: ResponseTable) -> Masks:
+    """Responses by role, leaving out padding prompts.
+
+    Raises:
+      ValueError: the table's arrays are not all of one shape [N, K].
+    """
+    arrays = (table.logps, table.ref_logps, table.lengths, table.roles, table.ratings)
+    shapes = {jnp.shape(a) for a in arrays if a is not None}
+    if len(shapes) != 1 or jnp.ndim(table.logps) != 2:
+        raise ValueError(f'response table: expected one shape [N, K], found {shapes}')
+    roles = jnp.asarray(table.roles)
+    real = jnp.any(roles == Role.CHOSEN, axis=1, keepdims=True)
+    return Masks(
+        roles == Role.CHOSEN,
+        real & (roles == Role.REJECTED),
+        real & (roles == Role.WEAK),
+    )
+
+
+def rewards(table: ResponseTable, beta: float = 0.1) -> jax.Array:
+    """Log-ratio rewards.
+
+    r_k = beta * (log pi(y_k|x) - log pi_ref(y_k|x)), sums over the response's tokens.
+
+    Args:
+      table: response table with a reference.
+      beta: inverse temperature.
+
+    Returns:
+      float32 [N, K], in nats; exactly 0, with zero gradient, where the role is PAD.
+
+    Raises:
+      ValueError: the table has no reference.
+
+    References:
+      Rafailov et al., Direct Preference Optimization, 2023, arXiv:2305.18290, Eq. 5,
+      without the term in Z(x); arXiv:2412.13862, Eq. 2.
+    """
+    if table.ref_logps is None:
+        raise ValueError(
+            'this loss needs reference log-probs and the table has none; set '
+            "reference.mode to 'cached' or 'in_step', or choose a reference-free loss"
+        )
+    present = jnp.asarray(table.roles) != Role.PAD
+    # Masked before any arithmetic: PAD entries may hold inf or NaN, and 0 * NaN in the
+    # backward pass is NaN.
+    return beta * (_keep(table.logps, present) - _keep(table.ref_logps, present))
+
+
+def chosen_value(values: Array, masks: Masks) -> jax.Array:
+    """The chosen response's entry, [N, 1]; 0 for padding prompts."""
+    return jnp.sum(_keep(values, masks.chosen), axis=1, keepdims=True)
+
+
+def _keep(values: Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask, values, 0.0)
