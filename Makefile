@@ -1,0 +1,56 @@
+# Every target makes or reuses the environment in .venv first (setup_env.sh).
+#   make test PYTHON=python3.11 VENV=.venv-3.11     another interpreter
+#   make quickstart EXTRA=cuda13                    an accelerator: tpu, cuda12, cuda13
+#   make test ARGS='-k packing'                     further arguments of the command
+
+VENV ?= .venv
+ARGS ?=
+export VENV PYTHON EXTRA EPA_PIP TORCH
+
+PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+
+.PHONY: help env quickstart test parity lint format smollm2 lock clean
+
+help:
+	@echo 'make quickstart  train a small model with DPO and EPA in a world of known rewards'
+	@echo 'make test        run the tests'
+	@echo 'make parity      compare with PyTorch and transformers (installs torch)'
+	@echo 'make lint        ruff and mypy'
+	@echo 'make format      rewrite the code as ruff formats it'
+	@echo 'make smollm2     fetch SmolLM2-135M-Instruct into models/'
+	@echo 'make lock        resolve setup.cfg anew into constraints.txt'
+	@echo 'make clean       remove environments and caches, never runs or models'
+
+env:
+	@./setup_env.sh
+
+quickstart: env
+	$(PY) -m epa_jax.quickstart $(ARGS)
+
+test: env
+	$(PYTEST) -m 'not parity' $(ARGS)
+
+parity:
+	@./setup_env.sh parity
+	$(PYTEST) -m parity $(ARGS)
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: env
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+smollm2: env
+	$(PY) -m epa_jax.formats.fetch_smollm2 models $(ARGS)
+
+lock:
+	@./setup_env.sh lock
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find epa_jax experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+"""What every test relies on: a CPU with 8 devices, no network, modest property tests."""
+
+import os
+from pathlib import Path
+
+# Before anything imports jax: its back ends are chosen once per process.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+).strip()
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+    'modest',
+    deadline=None,
+    max_examples=25,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('modest')
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='session')
+def repo_root() -> Path:
+    """The checkout that the tests run in."""
+    return REPO
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> Path:
+    """Optional real data beside the checkout; tests that need it are skipped without."""
+    folder = REPO.parent / 'shared' / 'data'
+    if not folder.is_dir():
+        pytest.skip('needs ../shared/data')
+    return folder
