@@ -8,7 +8,15 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from epa_jax.formats import assemble, gguf_file, gguf_spec, names, safetensors
+from epa_jax.formats import (
+    assemble,
+    files,
+    flax_msgpack,
+    gguf_file,
+    gguf_spec,
+    names,
+    safetensors,
+)
 from epa_jax.formats.names import FormatError, Names
 from epa_jax.models.hf_config import spec_from_hf
 from epa_jax.models.spec import ModelSpec
@@ -36,10 +44,11 @@ def _folder_spec(folder: Path) -> ModelSpec:
         raise FormatError(
             f'{folder}: config.json is missing; expected a Hugging Face folder'
         )
-    return spec_from_hf(safetensors.read_json(path), str(path))
+    return spec_from_hf(files.read_json(path), str(path))
 
 
 SAFETENSORS = Format(names.HUGGING_FACE, _folder_spec, safetensors.stored_tensors)
+FLAX = Format(names.FLAX, _folder_spec, flax_msgpack.stored_tensors)
 GGUF = Format(
     names.GGUF,
     lambda path: gguf_spec.read_spec(gguf_file.open_gguf(path)),
@@ -60,6 +69,8 @@ def detect(path: str | Path) -> Format:
         for file, fmt in (
             (safetensors.SINGLE, SAFETENSORS),
             (safetensors.INDEX, SAFETENSORS),
+            (flax_msgpack.SINGLE, FLAX),
+            (flax_msgpack.INDEX, FLAX),
         ):
             if (path / file).is_file():
                 return fmt

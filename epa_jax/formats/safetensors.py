@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from epa_jax.formats.assemble import StoredTensor
+from epa_jax.formats.files import folder_tensors, parse_json
 from epa_jax.formats.names import FormatError
 
 SINGLE = 'model.safetensors'
@@ -34,74 +35,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     Raises:
       FormatError: a file that is missing, cut short or malformed.
     """
-    if not (folder / INDEX).is_file():
-        return _file_tensors(folder / SINGLE)
-    if (folder / SINGLE).is_file():
-        raise FormatError(
-            f'{folder}: has both {SINGLE} and {INDEX}; remove the one that is outdated'
-        )
-    shards = read_index(folder / INDEX)
-    out = []
-    for file in sorted(set(shards.values())):
-        out += _file_tensors(folder / file)
-    for tensor in out:
-        if shards.get(tensor.name) != Path(tensor.origin).name:
-            raise FormatError(
-                f'{tensor.origin}: tensor {tensor.name} is not where {INDEX} says '
-                f'({shards.get(tensor.name)}); download the folder again'
-            )
-    return out
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> shard file of an index.json, both formats' layout.
-
-    Raises:
-      FormatError: not such a file, or a shard that is not a plain name in the folder.
-    """
-    index = read_json(path)
-    shards = index.get('weight_map')
-    if not isinstance(shards, dict) or not shards:
-        raise FormatError(f'{path}: weight_map is missing; expected tensor -> file')
-    for name, file in shards.items():
-        if not isinstance(file, str) or Path(file).name != file or file in ('', '.', '..'):
-            raise FormatError(
-                f'{path}: tensor {name} is in {file!r}; expected a file name in the folder'
-            )
-    return shards
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object without repeated keys.
-
-    Raises:
-      FormatError: unreadable, not JSON, or not an object.
-    """
-    try:
-        text = path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f'{path}: cannot be read: {error}') from None
-    return parse_json(text, str(path))
-
-
-def parse_json(text: str, origin: str) -> dict[str, Any]:
-    """As `read_json`, from text."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError(f'{origin}: {twice} is there twice; expected once')
-        return out
-
-    try:
-        value = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f'{origin}: not valid JSON: {error}') from None
-    if not isinstance(value, dict):
-        raise FormatError(f'{origin}: expected a JSON object')
-    return value
+    return folder_tensors(folder, SINGLE, INDEX, _file_tensors)
 
 
 def _file_tensors(path: Path) -> list[StoredTensor]:

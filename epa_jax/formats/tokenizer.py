@@ -5,10 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from epa_jax.formats.files import read_json
 from epa_jax.formats.gguf_file import open_gguf
 from epa_jax.formats.gguf_tokenizer import build_tokenizer
 from epa_jax.formats.names import FormatError
-from epa_jax.formats.safetensors import read_json
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
