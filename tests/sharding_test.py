@@ -1,0 +1,62 @@
+"""The mesh and where parameters live."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from epa_jax import sharding
+from epa_jax.config import ConfigError
+from epa_jax.models import transformer
+from epa_jax.schema import MeshConfig
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'expected'),
+    [((1, -1, 1), (1, 8, 1)), ((2, -1, 2), (2, 2, 2)), ((-1, 1, 4), (2, 1, 4))],
+)
+def test_one_axis_takes_the_remaining_devices(sizes, expected):
+    assert tuple(sharding.make_mesh(MeshConfig(*sizes)).shape.values()) == expected
+
+
+@pytest.mark.parametrize('sizes', [(3, -1, 1), (2, 2, 1), (16, 1, 1)])
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+    with pytest.raises(ConfigError, match='does not fit 8 devices'):
+        sharding.make_mesh(MeshConfig(*sizes))
+
+
+def test_parameters_are_split_as_the_rules_say():
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    shapes = transformer.abstract_params(tiny.SPEC, jnp.float32)
+    where = sharding.param_shardings(mesh, shapes, transformer.logical_axes(tiny.SPEC))
+    assert where['embed'].spec == PartitionSpec('tensor', 'fsdp')
+    assert where['layers']['q'].spec == PartitionSpec(None, 'fsdp', 'tensor', None)
+    placed = jax.device_put(tiny.params(), where)
+    shard = placed['layers']['gate'].addressable_shards[0].data
+    assert shard.shape == (3, 16 // 2, 24 // 2)
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+    mesh = sharding.make_mesh(MeshConfig(2, 1, 4))
+    shapes = transformer.abstract_params(tiny.SPEC, jnp.float32)
+    message = r"mesh.tensor=4 does not divide kv_heads=2 of parameter \['layers'\]\['k'\]"
+    with pytest.raises(ConfigError, match=message):
+        sharding.param_shardings(mesh, shapes, transformer.logical_axes(tiny.SPEC))
+
+
+def test_axes_that_collide_or_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match='claim the same mesh axis'):
+        sharding.partition(('heads', 'mlp'))
+    with pytest.raises(ValueError, match="logical axis 'width'"):
+        sharding.partition(('width',))
+
+
+def test_rows_are_split_over_data_and_fsdp():
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    batch = np.arange(8 * 3).reshape(8, 3)
+    placed = sharding.place_batch(mesh, batch)
+    assert placed.addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(placed, batch)
+    assert sharding.batch_devices(mesh) == 4
