@@ -1,0 +1,139 @@
+"""The step's functions compiled for one mesh, each once."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from epa_jax import sharding, train_step
+from epa_jax.train_step import Accumulator, Metrics, Objective
+from epa_jax.types import PackedBatch, Params, ResponseTable, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """Compiled functions; `ref_params` is None unless the reference runs in the step.
+
+    Attributes:
+      zero: () -> Accumulator of zeros.
+      accumulate: (total, params, ref_params, batch) -> total; the old total is donated.
+      update: (state, total) -> (state, metrics); the old state is donated.
+      measure: (params, ref_params, batch) -> metrics.
+      table: (params, ref_params, batch) -> ResponseTable, whole on every process.
+      place: host rows of this process -> batch on the mesh.
+      traces: how often each function was traced; more than 1 is a recompilation.
+    """
+
+    zero: Callable[[], Accumulator]
+    accumulate: Callable[[Accumulator, Params, Params | None, PackedBatch], Accumulator]
+    update: Callable[[TrainState, Accumulator], tuple[TrainState, Metrics]]
+    measure: Callable[[Params, Params | None, PackedBatch], Metrics]
+    table: Callable[[Params, Params | None, PackedBatch], ResponseTable]
+    place: Callable[[PackedBatch], PackedBatch]
+    traces: collections.Counter[str]
+
+
+def abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes and shardings of a train state, as `jax.ShapeDtypeStruct` leaves.
+
+    Optimizer moments live where their parameter lives; factored moments and counters,
+    which have other shapes, are replicated.
+
+    Args:
+      params: parameters, or `jax.ShapeDtypeStruct` leaves that carry a sharding.
+      optimizer: what will update them.
+      mesh: the mesh.
+    """
+    everywhere = sharding.replicated(mesh)
+
+    def struct(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    def moment(leaf: Any, param: Any) -> jax.ShapeDtypeStruct:
+        return struct(leaf, param.sharding if leaf.shape == param.shape else everywhere)
+
+    params = jax.tree.map(lambda p: struct(p, p.sharding), params)
+    state = jax.eval_shape(lambda p: train_step.init_state(p, optimizer), params)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        moment,
+        state.opt_state,
+        params,
+        transform_non_params=lambda leaf: struct(leaf, everywhere),
+    )
+    counters = jax.tree.map(lambda leaf: struct(leaf, everywhere), state)
+    return counters.replace(params=params, opt_state=opt_state)
+
+
+def shardings(abstract: Any) -> Any:
+    """The sharding of every leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def build(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    example: PackedBatch,
+    mesh: Mesh,
+    *,
+    in_step_reference: bool = False,
+) -> Programs:
+    """Programs for one kind of state and batch; each is compiled at its first use.
+
+    Args:
+      objective: model and loss.
+      optimizer: that of the state.
+      state: from `abstract_state`.
+      example: any batch of the run, with `ref_logps` if its batches have them.
+      mesh: the mesh.
+      in_step_reference: the programs will be given `ref_params`.
+    """
+    traces: collections.Counter[str] = collections.Counter()
+    everywhere = sharding.replicated(mesh)
+    ref_params = state.params if in_step_reference else None
+    empty = jax.eval_shape(objective.gradients, state.params, example, ref_params)
+    total = Accumulator(shardings(state.params), everywhere, everywhere)
+
+    def zero() -> Accumulator:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
+
+    def accumulate(
+        total: Accumulator, params: Params, ref_params: Params | None, batch: PackedBatch
+    ) -> Accumulator:
+        traces['accumulate'] += 1
+        return train_step.add(total, objective.gradients(params, batch, ref_params))
+
+    def update(state: TrainState, total: Accumulator) -> tuple[TrainState, Metrics]:
+        traces['update'] += 1
+        return train_step.update(state, total, optimizer)
+
+    def measure(params: Params, ref_params: Params | None, batch: PackedBatch) -> Metrics:
+        traces['measure'] += 1
+        return objective.measure(params, batch, ref_params)
+
+    def table(
+        params: Params, ref_params: Params | None, batch: PackedBatch
+    ) -> ResponseTable:
+        traces['table'] += 1
+        return objective.table(params, batch, ref_params)
+
+    return Programs(
+        zero=jax.jit(zero, out_shardings=total),
+        accumulate=jax.jit(accumulate, out_shardings=total, donate_argnums=0),
+        update=jax.jit(
+            update, out_shardings=(shardings(state), everywhere), donate_argnums=0
+        ),
+        measure=jax.jit(measure, out_shardings=everywhere),
+        table=jax.jit(table, out_shardings=everywhere),
+        place=functools.partial(sharding.place_batch, mesh),
+        traces=traces,
+    )
