@@ -121,7 +121,7 @@ def update(
       The new state, and the step's metrics with `grad_norm` and `skipped_updates`.
     """
     grads = jax.tree.map(lambda g: g / total.prompts, total.grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(total.metrics['loss'].total)
 
     def apply(state: TrainState) -> tuple[Params, Any]:
