@@ -1,0 +1,1 @@
+"""Configurations: values only, one run each."""

@@ -1,0 +1,35 @@
+"""DPO on a pretrained LLaMA of 260 thousand parameters, in seconds.
+
+Claim: none; the smallest real run, to see the whole path work.
+Model: stories260K (TinyStories), as a Hugging Face folder; any other works by
+  --config.model.path=FOLDER.
+Data: Anthropic HH-RLHF harmless-base test pairs; any other by --config.data.train=FILE.
+Hardware: 2 CPU cores, under a minute.
+Command: python -m epa_jax.train --config=experiments/stories260k_dpo.py
+"""
+
+from ml_collections import ConfigDict
+
+from epa_jax.config import defaults
+
+
+def get_config() -> ConfigDict:
+    """Values of the run."""
+    config = defaults()
+    config.workdir = 'runs/stories260k_dpo'
+    config.steps = 30
+    config.model.path = '../shared/data/stories260k'
+    config.model.remat = 'none'
+    config.data.train = '../shared/data/hh_rlhf_harmless_test.jsonl.gz'
+    config.data.max_examples = 240
+    config.data.eval_examples = 60
+    config.data.max_prompt_tokens = 192
+    config.data.max_response_tokens = 160
+    config.data.n_strong = 1
+    config.data.n_weak = 0
+    config.batch.prompts = 8
+    config.loss.name = 'dpo'
+    config.loss.beta = 0.1
+    config.optim.lr = 3e-4
+    config.log.every = 5
+    return config
