@@ -40,3 +40,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip('needs ../shared/data')
     return folder
+
+
+@pytest.fixture(scope='session')
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as `make smollm2` fetches it; skipped without."""
+    path = REPO / 'models' / 'SmolLM2-135M-Instruct.gguf'
+    if not path.is_file():
+        pytest.skip('needs models/SmolLM2-135M-Instruct.gguf: make smollm2')
+    return path

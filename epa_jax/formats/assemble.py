@@ -59,12 +59,13 @@ def assemble(
         wrong shape; nothing is read before all are checked. Or a separate head in a
         model whose head is tied, unless it equals the embedding.
     """
+    _check_unique(tensors)
     abstract = abstract_params(spec, dtype)
     slots = names.expected(spec)
-    head = names.outside['head'][0]
-    tied_head = [t for t in tensors if t.name == head and head not in slots]
+    head_name, head_layout = names.outside['head']
+    tied_heads = [t for t in tensors if spec.tie_embeddings and t.name == head_name]
     wanted = [
-        t for t in tensors if t not in tied_head and not names.ignored.fullmatch(t.name)
+        t for t in tensors if t not in tied_heads and not names.ignored.fullmatch(t.name)
     ]
     _check(abstract, slots, wanted)
     params = _zeros(abstract, shardings)
@@ -74,22 +75,24 @@ def assemble(
         leaf = slot.path[-1]
         value = to_leaf(tensor.read(), slot, _leaf_shape(abstract, slot))
         group[leaf] = _write(group[leaf], value, slot.layer)
-    for tensor in tied_head:
-        slot = Slot(('embed',), None, names.outside['head'][1])
-        _check_tied(params['embed'], tensor, slot)
+    for head in tied_heads:
+        _check_tied(params['embed'], head, Slot(('embed',), None, head_layout))
     return params
 
 
-def _check(
-    abstract: Params, slots: dict[str, Slot], tensors: Sequence[StoredTensor]
-) -> None:
-    """Every slot is filled once, with its shape, and nothing is left over."""
+def _check_unique(tensors: Sequence[StoredTensor]) -> None:
     for name, count in Counter(t.name for t in tensors).items():
         if count > 1:
             files = sorted({t.origin for t in tensors if t.name == name})
             raise FormatError(
                 f'{", ".join(files)}: tensor {name} is there {count} times; expected once'
             )
+
+
+def _check(
+    abstract: Params, slots: dict[str, Slot], tensors: Sequence[StoredTensor]
+) -> None:
+    """Every slot is filled with its shape, and nothing is left over."""
     for tensor in tensors:
         if tensor.name not in slots:
             raise FormatError(

@@ -1,0 +1,1 @@
+"""Tests of epa_jax.formats."""

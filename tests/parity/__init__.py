@@ -1,0 +1,1 @@
+"""Comparisons with transformers on PyTorch; marked `parity`."""
