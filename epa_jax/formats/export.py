@@ -166,7 +166,7 @@ def _write_weights(
     folder: Path, params: Params, shards: list[list[_Tensor]], dtype: str
 ) -> None:
     stored = safetensors.DTYPES[DTYPES[dtype]]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     total = 0
     for i, shard in enumerate(shards, 1):
         file = f'model-{i:05}-of-{len(shards):05}.safetensors'

@@ -46,7 +46,7 @@ class _Metadata:
     def error(self, message: str) -> FormatError:
         return FormatError(f'{self._origin}: {message}')
 
-    def take(self, key: str, kind: type, absent: Any = ...) -> Any:
+    def take(self, key: str, kind: Any, absent: Any = ...) -> Any:
         """Removes a key and returns its positive value, or `absent` where there is none."""
         if key not in self._left:
             if absent is ...:

@@ -127,9 +127,7 @@ def _byte_level(file: GgufFile) -> Tokenizer:
             file, 'tokenizer.ggml.merges: expected two pieces with a space between'
         )
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, ignore_merges=words.whole_words)  # type: ignore
-    )
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=words.whole_words))
     tokenizer.pre_tokenizer = words.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -76,9 +76,7 @@ class _Keys:
     def error(self, message: str) -> SpecError:
         return SpecError(f'{self._origin}: {message}')
 
-    def take(
-        self, key: str, kind: type, absent: Any = _Required, null: bool = False
-    ) -> Any:
+    def take(self, key: str, kind: Any, absent: Any = _Required, null: bool = False) -> Any:
         """Removes a key and returns its value, or `absent` where there is none.
 
         Args:
@@ -197,8 +195,10 @@ def _rope(keys: _Keys, origin: str) -> tuple[float, RopeScaling | None]:
     if theta and own_theta and theta != own_theta:
         raise rope.error(f'rope_theta={own_theta} contradicts rope_theta={theta} outside')
     theta = own_theta or theta or _ROPE_THETA
-    old_name = rope.take('type', str, 'default')
-    kind = rope.take('rope_type', str, old_name)
+    kind, old_kind = rope.take('rope_type', str, None), rope.take('type', str, None)
+    if kind and old_kind and kind != old_kind:
+        raise rope.error(f'rope_type={kind!r} contradicts type={old_kind!r}')
+    kind = kind or old_kind or 'default'
     rope.require({'partial_rotary_factor': (1, None)})
     if kind not in ('default', 'llama3'):
         raise rope.error(
