@@ -1,0 +1,181 @@
+"""The folder of a run: what was asked for, where it ran, what came out."""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from epa_jax.config import ConfigError, flatten
+from epa_jax.schema import RunConfig
+
+PACKAGES = (
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'orbax-checkpoint',
+    'grain',
+    'ml-collections',
+    'numpy',
+    'safetensors',
+    'transformers',
+    'tokenizers',
+    'datasets',
+)
+# Keys that may change when a run resumes: they move, report or save the same training.
+FREE = (
+    'workdir',
+    'export',
+    'max_bad_steps',
+    'step0_guard',
+    'batch.rows',
+    'model.remat',
+    'model.logprob_chunk',
+)
+FREE_GROUPS = ('mesh.', 'checkpoint.', 'log.', 'reference.cache_')
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Attributes:
+      path: the folder.
+      checkpoints: for `checkpoints.Checkpoints`.
+      export: for the Hugging Face folder of the trained policy.
+      config: flat configuration, as in config.json.
+    """
+
+    def __init__(self, path: pathlib.Path, config: Mapping[str, Any]):
+        self.path = path
+        self.checkpoints = path / 'checkpoints'
+        self.export = path / 'export'
+        self.config = dict(config)
+
+    def write_data_report(self, report: Mapping[str, Any]) -> None:
+        """Writes data_report.json: what was read, kept, cut and dropped."""
+        write_json(self.path / 'data_report.json', report)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json: the outcome of the run."""
+        write_json(self.path / 'summary.json', summary)
+
+
+def open_run_folder(run: RunConfig) -> RunFolder:
+    """Creates the folder of a run, or opens that of the same run to resume it.
+
+    Writes config.json, and adds this start to environment.json. With several processes
+    only the first one checks and writes.
+
+    Raises:
+      ConfigError: the folder holds a run of another configuration, or it holds a run and
+        `checkpoint.resume` is False; names the keys that differ.
+    """
+    path = pathlib.Path(run.workdir)
+    folder = RunFolder(path, flatten(run))
+    if jax.process_index() == 0:
+        path.mkdir(parents=True, exist_ok=True)
+        _check_same_run(path / 'config.json', folder.config, run.checkpoint.resume)
+        write_json(path / 'config.json', folder.config)
+        starts = _read_json(path / 'environment.json', default=[])
+        write_json(path / 'environment.json', [*starts, environment()])
+    return folder
+
+
+def _check_same_run(path: pathlib.Path, config: Mapping[str, Any], resume: bool) -> None:
+    if not path.exists():
+        return
+    if not resume:
+        raise ConfigError(
+            f'workdir={str(path.parent)!r} already holds a run; choose another folder, or '
+            'set checkpoint.resume=True to continue it'
+        )
+    found = _read_json(path, default={})
+    both = {key: (found.get(key), config.get(key)) for key in {**found, **config}}
+    changed = [
+        f'{key}: {old!r} there, {new!r} here'
+        for key, (old, new) in both.items()
+        if old != new and key not in FREE and not key.startswith(FREE_GROUPS)
+    ]
+    if changed:
+        raise ConfigError(
+            f'{path}: the folder holds another run; choose another workdir or restore:\n  '
+            + '\n  '.join(changed)
+        )
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on besides its configuration; no environment variables."""
+    return {
+        'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'command': sys.argv,
+        'python': platform.python_version(),
+        'platform': platform.platform(),
+        'packages': {name: _version(name) for name in PACKAGES},
+        'devices': sorted({f'{d.platform}: {d.device_kind}' for d in jax.devices()}),
+        'device_count': jax.device_count(),
+        'process_count': jax.process_count(),
+        'code': code_version(pathlib.Path(__file__)),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def code_version(file: pathlib.Path) -> dict[str, Any] | None:
+    """Git commit of the repository that tracks `file`, and whether it has changes.
+
+    None when no repository tracks it, such as for an installed package.
+    """
+
+    def git(*args: str) -> str:
+        command = ['git', '-C', str(file.parent), *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git('ls-files', '--error-unmatch', file.name)
+        return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '-s'))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all; a float that is not finite is null."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    partial.write_text(text + '\n', encoding='utf-8')
+    os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _read_json(path: pathlib.Path, default: Any) -> Any:
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f'{path}: not JSON ({error}); delete it or use another workdir'
+        ) from error

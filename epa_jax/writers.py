@@ -1,0 +1,176 @@
+"""Where metrics go: a JSONL file, TensorBoard, W&B."""
+
+import importlib
+import json
+import math
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import tensorboardX
+
+from epa_jax.config import ConfigError
+from epa_jax.schema import LogConfig
+
+
+class Writer(Protocol):
+    """A place for metrics."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records metrics of a step."""
+
+    def close(self) -> None:
+        """Flushes, and frees what the writer holds."""
+
+
+class JsonlWriter:
+    """One JSON object a line: 'step', then the metrics; a non-finite value is null.
+
+    Attributes:
+      dropped: lines of an earlier start removed on opening.
+    """
+
+    def __init__(self, path: str | pathlib.Path, restored_step: int | None = None):
+        """Opens the file to append.
+
+        Args:
+          path: the file.
+          restored_step: a run that resumes from this step writes the later ones again, so
+            lines beyond it, and a torn last line, are removed; None removes all.
+        """
+        self._path = pathlib.Path(path)
+        self.dropped = self._trim(restored_step)
+        self._file = self._path.open('a', encoding='utf-8')
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a line and hands it to the operating system."""
+        values = {k: float(v) for k, v in metrics.items()}
+        line = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({'step': step} | line) + '\n')
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _trim(self, restored_step: int | None) -> int:
+        if not self._path.exists():
+            return 0
+        lines = self._path.read_text(encoding='utf-8').splitlines(keepends=True)
+        last = -1 if restored_step is None else restored_step
+        kept = [line for line in lines if _step_of(line) <= last]
+        partial = self._path.with_name(self._path.name + '.partial')
+        partial.write_text(''.join(kept), encoding='utf-8')
+        os.replace(partial, self._path)
+        return len(lines) - len(kept)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinity for one that a killed process left unfinished."""
+    try:
+        return json.loads(line)['step'] if line.endswith('\n') else math.inf
+    except json.JSONDecodeError:
+        return math.inf
+
+
+class TensorBoardWriter:
+    """TensorBoard event files; events beyond the restored step are hidden."""
+
+    def __init__(self, folder: str | pathlib.Path, restored_step: int | None = None):
+        purge = 0 if restored_step is None else restored_step + 1
+        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=purge)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a scalar for every metric."""
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the event file."""
+        self._events.close()
+
+
+class WandbWriter:
+    """A W&B run; a resumed run continues under the id kept in the run folder."""
+
+    def __init__(self, project: str, folder: str | pathlib.Path, config: Mapping[str, Any]):
+        """Starts or continues the W&B run.
+
+        Raises:
+          ConfigError: wandb is not installed.
+        """
+        try:
+            wandb = importlib.import_module('wandb')
+        except ImportError as error:
+            raise ConfigError(
+                f'log.wandb={project!r} needs the package wandb: install it, or set '
+                "log.wandb=''"
+            ) from error
+        folder = pathlib.Path(folder)
+        id_file = folder / 'wandb_id.txt'
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex, encoding='utf-8')
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            id=id_file.read_text(encoding='utf-8').strip(),
+            resume='allow',
+            dir=str(folder),
+            config=dict(config),
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Uploads what remains."""
+        self._run.finish()
+
+
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, writers: Sequence[Writer]):
+        self._writers = writers
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records metrics in every place."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def close(self) -> None:
+        """Closes all of them."""
+        for writer in self._writers:
+            writer.close()
+
+
+def open_writers(
+    folder: str | pathlib.Path,
+    log: LogConfig,
+    *,
+    config: Mapping[str, Any],
+    restored_step: int | None,
+) -> Writers:
+    """The writers that `log` asks for; call it on the first process only.
+
+    Args:
+      folder: the run folder; gets metrics.jsonl and tensorboard/.
+      log: which writers.
+      config: flat configuration, shown by W&B.
+      restored_step: step of the checkpoint that the run continues from, or None.
+
+    Raises:
+      ConfigError: W&B is asked for and not installed.
+    """
+    folder = pathlib.Path(folder)
+    # W&B first: it is the one that can refuse, and nothing is touched by then.
+    writers: list[Writer] = []
+    if log.wandb:
+        writers.append(WandbWriter(log.wandb, folder, config))
+    writers.append(JsonlWriter(folder / 'metrics.jsonl', restored_step))
+    if log.tensorboard:
+        writers.append(TensorBoardWriter(folder / 'tensorboard', restored_step))
+    return Writers(writers)
