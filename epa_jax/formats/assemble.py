@@ -135,7 +135,7 @@ def _write(target: jax.Array, value: np.ndarray, layer: int | None) -> jax.Array
     """`target` with `value` at `layer`, in place, or all of it where `layer` is None."""
     sharding = target.sharding
     if layer is None:
-        return _cast(_place(value, sharding), target.dtype)
+        return _own(_place(value, sharding), target.dtype)
     return _write_layer(target, _place(value, _within(sharding)), layer)
 
 
@@ -158,8 +158,9 @@ def _write_layer(target: jax.Array, value: jax.Array, layer: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cast(value: jax.Array, dtype: Any) -> jax.Array:
-    return value.astype(dtype)
+def _own(value: jax.Array, dtype: Any) -> jax.Array:
+    """A new buffer: on a CPU the placed array may be the mapped file itself."""
+    return jnp.copy(value).astype(dtype)
 
 
 def _check_tied(embed: jax.Array, head: StoredTensor, slot: Slot) -> None:
@@ -167,7 +168,7 @@ def _check_tied(embed: jax.Array, head: StoredTensor, slot: Slot) -> None:
     same = head.shape == stored_shape(slot, embed.shape)
     if same:
         value = _place(to_leaf(head.read(), slot, embed.shape), embed.sharding)
-        same = bool(jnp.array_equal(_cast(value, embed.dtype), embed))
+        same = bool(jnp.array_equal(_own(value, embed.dtype), embed))
     if not same:
         raise FormatError(
             f'{head.origin}: tensor {head.name} differs from the embedding, but the '

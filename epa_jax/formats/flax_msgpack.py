@@ -183,7 +183,7 @@ class _Walker:
     def _expect(self, kind: str) -> Any:
         found, value = self._head()
         if found != kind:
-            raise self._error(f'found a {found}, expected a {kind}')
+            raise self._error(f'found {found}, expected {kind}')
         return value
 
     def _text(self, kind: str = _STR) -> str:
@@ -220,7 +220,7 @@ class _Walker:
             return self._array(value)
         if kind in (_UINT, 'bool'):
             return value
-        raise self._error(f'found a {kind}, expected an array or a map')
+        raise self._error(f'found {kind}, expected array or map')
 
     def _array(self, length: int) -> _Extent:
         code = self._take(1)[0]
