@@ -125,7 +125,8 @@ def test_restores_onto_another_mesh(opened, saved_on, restored_on):
     ],
 )
 def test_keeps_last_and_best(opened, keep_last, keep_best, mode, expected):
-    values = {1: None, 2: 0.9, 3: 0.1, 4: 0.8, 5: 0.3, 6: float('nan'), 7: None}
+    nan = float('nan')
+    values = {1: nan, 2: 0.9, 3: 0.1, 4: 0.8, 5: 0.3, 6: nan, 7: None}
     state = make_state()
     keys = {
         'keep_last': keep_last,

@@ -53,7 +53,7 @@ def softplus_sum_exp(x: jax.Array, weights: jax.Array) -> jax.Array:
     """
     used = weights > 0
     some = jnp.any(used, axis=-1, keepdims=True)
-    # A row of -inf only would have the gradient 0 / 0 in logsumexp: it gets zeros.
+    # A row of -inf only would be 0 / 0 in logsumexp's backward pass: it gets zeros.
     terms = jnp.where(used, x + jnp.log(jnp.where(used, weights, 1.0)), -jnp.inf)
     terms = jnp.where(some, terms, 0.0)
     total = jax.nn.softplus(jax.nn.logsumexp(terms, axis=-1))
