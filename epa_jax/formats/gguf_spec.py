@@ -128,7 +128,7 @@ def _check_general(file: GgufFile) -> None:
             f'{file.path}: general.type={file.metadata["general.type"]!r}; expected a '
             'model, adapters must be merged first'
         )
-    if file.metadata.get('split.count', 1) > 1:
+    if file.metadata.get('split.count', 1) not in (0, 1):
         raise FormatError(
             f'{file.path}: one of {file.metadata["split.count"]} parts; join them with '
             'llama-gguf-split --merge'

@@ -121,12 +121,16 @@ def _byte_level(file: GgufFile) -> Tokenizer:
     """GPT-2's byte-pair encoding."""
     words = _words(file)
     tokens = _list(file, 'tokens', str)
-    merges = [tuple(merge.split(' ')) for merge in _list(file, 'merges', str)]
-    if any(len(merge) != 2 for merge in merges):
-        raise _error(
-            file, 'tokenizer.ggml.merges: expected two pieces with a space between'
-        )
     vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = []
+    for merge in _list(file, 'merges', str):
+        left, _, right = merge.partition(' ')
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise _error(
+                file,
+                f'tokenizer.ggml.merges: {merge!r} is not two tokens that make a third',
+            )
+        merges.append((left, right))
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=words.whole_words))
     tokenizer.pre_tokenizer = words.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
