@@ -1,5 +1,6 @@
 """Writes a model as the Hugging Face folder that transformers and vLLM open."""
 
+import contextlib
 import functools
 import json
 import os
@@ -75,15 +76,10 @@ def export_model(
     ids = _token_ids(tokenizer)
     config = spec_to_hf(spec, dtype, **ids)
     shards = _plan(spec, params, safetensors.DTYPES[DTYPES[dtype]].itemsize, shard_bytes)
-    if jax.process_index() != 0:
-        for _ in _values(params, [t for shard in shards for t in shard], dtype):
-            pass  # takes part in gathering
-    else:
-        if out_dir.exists() and not overwrite:
-            raise FormatError(f'{out_dir}: exists; remove it or choose another folder')
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f'.{out_dir.name}.', dir=out_dir.parent))
-        try:
+    if not overwrite and _exists(out_dir):
+        raise FormatError(f'{out_dir}: exists; remove it or choose another folder')
+    if jax.process_index() == 0:
+        with _folder(out_dir) as partial:
             _write_weights(partial, params, shards, dtype)
             _write_json(partial / 'config.json', config)
             _write_json(partial / 'generation_config.json', _without_none(ids))
@@ -91,12 +87,16 @@ def export_model(
                 save_tokenizer(tokenizer, partial)
             if model_card is not None:
                 (partial / 'README.md').write_text(model_card, encoding='utf-8')
-            partial.chmod(0o755)  # mkdtemp's folders are private
-            _replace(partial, out_dir)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    else:
+        for _ in _values(params, [t for shard in shards for t in shard], dtype):
+            pass  # takes part in gathering
     multihost_utils.sync_global_devices('export')
     return out_dir
+
+
+def _exists(path: Path) -> bool:
+    """What the first process sees, so that all processes raise or none."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(path.exists())))
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int | None]:
@@ -184,6 +184,19 @@ def _write_weights(
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+
+
+@contextlib.contextmanager
+def _folder(out_dir: Path) -> Iterator[Path]:
+    """A new folder beside `out_dir` that takes its name if all goes well."""
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f'.{out_dir.name}.', dir=out_dir.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp's folders are private
+        _replace(partial, out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace(partial: Path, out_dir: Path) -> None:

@@ -9,6 +9,7 @@ from epa_jax.formats.files import read_json
 from epa_jax.formats.gguf_file import open_gguf
 from epa_jax.formats.gguf_tokenizer import build_tokenizer
 from epa_jax.formats.names import FormatError
+from epa_jax.models.spec import ModelSpec
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
@@ -36,6 +37,21 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise FormatError(f'{path}/tokenizer.json: cannot be read: {error}') from error
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
+    """Refuses a tokenizer with tokens that the model does not have.
+
+    A model may have more rows than its tokenizer has tokens; they are padding.
+
+    Raises:
+      FormatError: the tokenizer belongs to another model.
+    """
+    if len(tokenizer) > spec.vocab_size:
+        raise FormatError(
+            f'the tokenizer has {len(tokenizer)} tokens, the model {spec.vocab_size}; use '
+            'the tokenizer that belongs to the model'
+        )
 
 
 def _remedy(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Tokenizers of folders and of GGUF files."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from epa_jax.formats import gguf_tokenizer
 from epa_jax.formats.names import FormatError
-from epa_jax.formats.tokenizer import load_tokenizer, save_tokenizer
+from epa_jax.formats.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from tests.formats import folders
+from tests.tiny import SPEC
 
 TEMPLATE = '{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}'
 CHAT = [{'role': 'user', 'content': 'Hi'}]
@@ -281,3 +283,11 @@ def test_folder_without_a_tokenizer(tmp_path, files, message):
 def test_neither_folder_nor_gguf(tmp_path):
     with pytest.raises(FormatError, match='expected a folder with'):
         load_tokenizer(tmp_path / 'no')
+
+
+def test_tokenizer_of_a_larger_model(tmp_path, pieces):
+    tokenizer = load_tokenizer(write(tmp_path / 'm.gguf', pieces))
+    size = len(pieces[0]) + 4
+    check_vocabulary(tokenizer, dataclasses.replace(SPEC, vocab_size=size))
+    with pytest.raises(FormatError, match=f'has {size} tokens, the model {size - 1}'):
+        check_vocabulary(tokenizer, dataclasses.replace(SPEC, vocab_size=size - 1))
