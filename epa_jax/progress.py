@@ -92,6 +92,16 @@ class LineProgress:
         """Nothing to restore."""
 
 
+class SilentProgress:
+    """Shows nothing; for all processes but the first."""
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Ignores the step."""
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
 class BarProgress:
     """A bar that stays on one line of a terminal."""
 

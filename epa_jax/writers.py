@@ -174,3 +174,10 @@ def open_writers(
     if log.tensorboard:
         writers.append(TensorBoardWriter(folder / 'tensorboard', restored_step))
     return Writers(writers)
+
+
+def read_evaluations(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file that hold an evaluation, in order."""
+    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    found = [json.loads(line) for line in lines]
+    return [line for line in found if any(name.startswith('eval/') for name in line)]

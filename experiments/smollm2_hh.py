@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.epochs = 1.0
     config.model.path = 'models/SmolLM2-135M-Instruct.gguf'
     config.data.train = '../shared/data/hh_rlhf_harmless_test.jsonl.gz'
+    config.data.bad_lines = 'skip'  # 5 pairs differ before their last turn
     config.data.eval_examples = 200
     config.data.max_prompt_tokens = 384
     config.data.max_response_tokens = 256

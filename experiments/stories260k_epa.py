@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.model.path = '../shared/data/stories260k'
     config.model.remat = 'none'
     config.data.train = '../shared/data/hh_rlhf_harmless_test.jsonl.gz'
+    config.data.bad_lines = 'skip'  # 5 pairs differ before their last turn
     config.data.max_examples = 240
     config.data.eval_examples = 60
     config.data.max_prompt_tokens = 192

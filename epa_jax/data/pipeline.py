@@ -10,7 +10,7 @@ from epa_jax.data.negatives import NegativeRule, make_group
 from epa_jax.data.packing import Layout, pack
 from epa_jax.types import PackedBatch, TokenExample, TokenGroup
 
-EVAL_CHUNK = 256  # groups packed together in one pass over held-out examples
+CHUNK = 256  # groups packed together in one pass over many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +47,9 @@ class Visits:
         dataset = self.dataset()
         return sorted({dataset[i] for i in range(steps * self.prompts)})
 
-    def num_keys(self, steps: int) -> int:
-        """One more than the largest `TokenGroup.key` of the first `steps` steps."""
-        epochs = -(-steps * self.prompts // self.size)
-        return (epochs if self.resample else 1) * self.size
+    def everything(self) -> list[tuple[int, int]]:
+        """Every example once, with the first draw."""
+        return [(0, index) for index in range(self.size)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +94,9 @@ class Pipeline:
 
     def once(self) -> Iterator[PackedBatch]:
         """One pass over all examples in their order, with the first draw of negatives."""
-        for start in range(0, len(self.examples), EVAL_CHUNK):
-            end = min(start + EVAL_CHUNK, len(self.examples))
-            yield from self.pack([self.group((0, i)) for i in range(start, end)])
+        yield from self.batches([self.group(v) for v in self.visits.everything()])
+
+    def batches(self, groups: Sequence[TokenGroup]) -> Iterator[PackedBatch]:
+        """Micro-batches of many groups, packed a few hundred at a time."""
+        for start in range(0, len(groups), CHUNK):
+            yield from self.pack(groups[start : start + CHUNK])

@@ -1,0 +1,170 @@
+"""Opens data by path or hub name and reads it record by record."""
+
+import collections
+import dataclasses
+import gzip
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+
+from epa_jax.config import ConfigError
+from epa_jax.data.layouts import LAYOUTS, RecordError, to_example
+from epa_jax.types import Example
+
+SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet')
+
+
+class DataError(ValueError):
+    """Data that cannot be read; the message names file, line and reason."""
+
+
+@dataclasses.dataclass
+class ReadReport:
+    """What a source held.
+
+    Attributes:
+      source: as configured.
+      read: examples read.
+      skipped: bad lines by reason, only with `bad_lines='skip'`.
+      first_skipped: where each reason was first met.
+    """
+
+    source: str
+    read: int = 0
+    skipped: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    first_skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_examples(
+    source: str, *, layout: str = 'auto', bad_lines: str = 'error', limit: int = 0
+) -> tuple[list[Example], ReadReport]:
+    """Reads all examples of a source.
+
+    Args:
+      source: a .jsonl, .json or .parquet file (JSON possibly .gz), a folder written by
+        `datasets.save_to_disk`, or a hub name, optionally 'name:split'.
+      layout: 'auto' or a key of `layouts.LAYOUTS`.
+      bad_lines: 'error', or 'skip' to skip and count.
+      limit: read at most this many examples; 0 reads all.
+
+    Raises:
+      DataError: a source that cannot be opened, a bad line, or no example at all.
+      ConfigError: an unknown layout.
+    """
+    if layout != 'auto' and layout not in LAYOUTS:
+        raise ConfigError(
+            f'data.layout={layout!r}: expected auto or one of {", ".join(LAYOUTS)}'
+        )
+    report = ReadReport(source)
+    examples: list[Example] = []
+    for origin, record in records(source):
+        if limit and len(examples) == limit:
+            break
+        try:
+            if isinstance(record, json.JSONDecodeError):
+                raise RecordError(f'not JSON: {record}')
+            examples.append(to_example(record, layout, origin))
+        except RecordError as error:
+            if bad_lines == 'error':
+                raise DataError(
+                    f'{origin}: {error}. Mend the line, or skip and count such lines with '
+                    "data.bad_lines='skip'"
+                ) from None
+            report.skipped[str(error)] += 1
+            report.first_skipped.setdefault(str(error), origin)
+    if not examples:
+        raise DataError(f'{source}: no examples; {sum(report.skipped.values())} bad lines')
+    report.read = len(examples)
+    return examples, report
+
+
+def records(source: str) -> Iterator[tuple[str, Any]]:
+    """(where, record) in order; a line that is not JSON is given as its error."""
+    path = pathlib.Path(source)
+    if path.is_dir():
+        yield from _numbered(source, _from_disk(path))
+    elif path.is_file():
+        yield from _from_file(path)
+    elif _looks_like_a_file(source):
+        raise DataError(f'{source}: no such file or folder (in {pathlib.Path.cwd()})')
+    else:
+        yield from _numbered(source, _from_hub(source))
+
+
+def _looks_like_a_file(source: str) -> bool:
+    return source.endswith(SUFFIXES) or source.startswith(('/', './', '../', '~'))
+
+
+def _numbered(source: str, rows: Any) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(rows, start=1):
+        yield f'{source}:{number}', row
+
+
+def _from_file(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    if path.name.endswith('.parquet'):
+        rows = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+        yield from _numbered(str(path), rows)
+        return
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f'{path}: expected a file ending in {", ".join(SUFFIXES)}')
+    opener = gzip.open if path.name.endswith('.gz') else open
+    try:
+        with opener(path, 'rt', encoding='utf-8') as file:
+            if path.name.removesuffix('.gz').endswith('.json'):
+                yield from _numbered(str(path), _json_list(path, file.read()))
+            else:
+                yield from _lines(path, file)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f'{path}: cannot be read: {error}') from error
+
+
+def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield f'{path}:{number}', json.loads(line)
+            except json.JSONDecodeError as error:
+                yield f'{path}:{number}', error
+
+
+def _json_list(path: pathlib.Path, text: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f'{path}: not JSON: {error}') from error
+    if not isinstance(value, list):
+        raise DataError(f'{path}: expected a list of records, found {type(value).__name__}')
+    return value
+
+
+def _from_disk(path: pathlib.Path) -> Any:
+    try:
+        found = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise DataError(
+            f'{path}: expected a folder written by datasets.save_to_disk: {error}'
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        if len(found) != 1:
+            raise DataError(
+                f'{path}: holds the splits {", ".join(found)}; name the folder of one, '
+                f'such as {path / next(iter(found))}'
+            )
+        return next(iter(found.values()))
+    return found
+
+
+def _from_hub(source: str) -> Any:
+    name, _, split = source.partition(':')
+    try:
+        return datasets.load_dataset(name, split=split or 'train')
+    except Exception as error:  # the hub's client raises many kinds
+        raise DataError(
+            f'{source}: neither a file or folder here nor a data set that the hub gives: '
+            f'{type(error).__name__}: {error}'
+        ) from error

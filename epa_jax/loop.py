@@ -1,0 +1,200 @@
+"""The training loop: batches in, updates, metrics, evaluations and checkpoints out."""
+
+import dataclasses
+import logging
+import time
+
+import grain
+import jax
+
+from epa_jax import guard
+from epa_jax.checkpoints import Checkpoints
+from epa_jax.data.packing import real_tokens
+from epa_jax.evals.preference import evaluate
+from epa_jax.metrics import finalise
+from epa_jax.prepare import Job
+from epa_jax.progress import Progress
+from epa_jax.train_step import Metrics
+from epa_jax.types import PackedBatch, TrainState
+from epa_jax.writers import Writers
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on."""
+
+
+@dataclasses.dataclass
+class Outputs:
+    """Where a loop reports to.
+
+    Attributes:
+      writers: metrics.
+      progress: bar or lines.
+      checkpoints: saves.
+    """
+
+    writers: Writers
+    progress: Progress
+    checkpoints: Checkpoints
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a loop has done since it started.
+
+    Attributes:
+      steps: updates attempted.
+      tokens: tokens trained on, padding left out.
+      cells: tokens computed, padding included.
+      first_seconds: wall time of the first step, which compiles.
+      other_seconds: wall time of the other steps; evaluations and saves left out.
+      other_tokens: tokens of those.
+      metrics: of the newest step reported.
+      evaluations: by step.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    cells: int = 0
+    first_seconds: float = 0.0
+    other_seconds: float = 0.0
+    other_tokens: int = 0
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluations: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Counts one reported step."""
+        if self.steps == 0:
+            self.first_seconds = seconds
+        else:
+            self.other_seconds += seconds
+            self.other_tokens += tokens
+        self.steps += 1
+        self.tokens += tokens
+
+
+class Loop:
+    """Drives one run from a step to its end."""
+
+    def __init__(self, job: Job, outputs: Outputs, state: TrainState, step: int):
+        self.job = job
+        self.out = outputs
+        self.state = state
+        self.step = step
+        self.tally = Tally()
+        self._pending: tuple[int, Metrics, int] | None = None
+        self._mark = time.perf_counter()
+
+    def run(self, batches: grain.DatasetIterator) -> TrainState:
+        """Trains until the last step and returns the final state.
+
+        Args:
+          batches: from `Pipeline.steps`, at the position of this loop's step.
+
+        Raises:
+          TrainingError: too many updates in a row were not finite.
+          guard.GuardError: the policy does not start at its reference.
+        """
+        run = self.job.run
+        if self.step == 0:
+            self._evaluate()
+        while self.step < self.job.total_steps:
+            micro_batches = next(batches)
+            if self.step == 0:
+                self._check_start(micro_batches[0])
+            metrics = self._update(micro_batches)
+            self._report()  # the step before, so that the device need not wait for it
+            self.step += 1
+            self._pending = (self.step, metrics, self._count(micro_batches))
+            last = self.step == self.job.total_steps
+            if last or self._due(run.log.eval_every):
+                self._evaluate()
+            if last or self._due(run.checkpoint.every):
+                self._save(batches)
+        return self.state
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _update(self, micro_batches: list[PackedBatch]) -> Metrics:
+        programs = self.job.programs
+        total = programs.zero()
+        for batch in micro_batches:
+            placed = programs.place(batch)
+            ref_params = self.job.ref_params
+            total = programs.accumulate(total, self.state.params, ref_params, placed)
+        self.state, metrics = programs.update(self.state, total)
+        return metrics
+
+    def _count(self, micro_batches: list[PackedBatch]) -> int:
+        """Tokens of a step, over all processes (which pack rows of like fill)."""
+        self.tally.cells += sum(b.tokens.size for b in micro_batches) * jax.process_count()
+        return sum(real_tokens(b) for b in micro_batches) * jax.process_count()
+
+    def _report(self) -> None:
+        """Waits for the pending step, then checks, counts and writes its metrics."""
+        if self._pending is None:
+            return
+        step, sums, tokens = self._pending
+        self._pending = None
+        metrics = finalise(sums)
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        self.tally.add(tokens, seconds)
+        metrics['lr'] = float(self.job.schedule(step - 1))
+        metrics['tokens_per_second'] = tokens / seconds
+        metrics['step_seconds'] = seconds
+        self.tally.metrics = metrics
+        self.out.progress.update(step, metrics)
+        if step % self.job.run.log.every == 0 or step == self.job.total_steps:
+            self.out.writers.write(step, metrics)
+        self._check_finite(step, metrics)
+
+    def _check_finite(self, step: int, metrics: dict[str, float]) -> None:
+        limit = self.job.run.max_bad_steps
+        if metrics['skipped_in_a_row'] >= limit:
+            raise TrainingError(
+                f'step {step}: the loss or its gradient was not finite in {limit} updates '
+                'in a row (max_bad_steps); lower optim.lr, or look at metrics.jsonl for '
+                'where it began'
+            )
+
+    def _check_start(self, batch: PackedBatch) -> None:
+        """The step-0 guard, where the policy is its own reference."""
+        run, loss = self.job.run, self.job.loss
+        if not run.step0_guard or not loss.needs_reference or run.reference.path:
+            return
+        placed = self.job.programs.place(batch)
+        table = self.job.programs.table(self.state.params, self.job.ref_params, placed)
+        guard.check_start(table, loss, run.model.compute_dtype)
+        self._mark = time.perf_counter()
+
+    def _evaluate(self) -> None:
+        self._report()
+        if self.job.held_out is None:
+            return
+        programs = self.job.programs
+        metrics = evaluate(
+            programs.measure,
+            programs.place,
+            self.state.params,
+            self.job.ref_params,
+            self.job.held_out.once(),
+        )
+        self.tally.evaluations[self.step] = metrics
+        self.out.writers.write(self.step, metrics)
+        log.info('step %d: %s', self.step, _in_words(metrics))
+        self._mark = time.perf_counter()
+
+    def _save(self, batches: grain.DatasetIterator) -> None:
+        self._report()
+        metrics = self.tally.evaluations.get(self.step, {})
+        self.out.checkpoints.save(self.step, self.state, batches.get_state(), metrics)
+        self._mark = time.perf_counter()
+
+
+def _in_words(metrics: dict[str, float]) -> str:
+    shown = ('eval/loss', 'eval/rewards/accuracies', 'eval/rewards/margins')
+    return ', '.join(f'{name} {metrics[name]:.4f}' for name in shown if name in metrics)

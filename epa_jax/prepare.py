@@ -1,0 +1,263 @@
+"""From a configuration to everything that a run needs before its first step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from epa_jax import programs as programs_lib
+from epa_jax import sharding
+from epa_jax.cached_reference import CachedReference
+from epa_jax.config import ConfigError
+from epa_jax.data import packing
+from epa_jax.data.load import Datasets
+from epa_jax.data.negatives import NegativeRule
+from epa_jax.data.pipeline import Pipeline, Visits
+from epa_jax.formats.load import load_model, load_spec
+from epa_jax.losses import Loss, check_needs, make_loss
+from epa_jax.models import transformer
+from epa_jax.models.spec import ModelSpec
+from epa_jax.optim import make_optimizer
+from epa_jax.schema import LossConfig, RunConfig
+from epa_jax.train_step import Objective, init_state
+from epa_jax.types import Params, TokenExample, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run, ready to start.
+
+    Attributes:
+      run: its configuration.
+      spec: architecture.
+      tokenizer: of the model.
+      mesh: the devices.
+      loss: the loss.
+      optimizer: the optimizer.
+      schedule: learning rate by step.
+      programs: the compiled functions.
+      abstract: shapes and shardings of the train state.
+      params: initial parameters.
+      ref_params: the reference when it runs in the step.
+      data: batches of the run.
+      held_out: batches of evaluation, or None without held-out examples.
+      total_steps: optimiser steps in all.
+    """
+
+    run: RunConfig
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
+    mesh: Mesh
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    programs: programs_lib.Programs
+    abstract: TrainState
+    params: Params
+    ref_params: Params | None
+    data: Pipeline
+    held_out: Pipeline | None
+    total_steps: int
+
+    def initial_state(self) -> TrainState:
+        """The train state before the first update, on the mesh; takes over `params`."""
+        make = jax.jit(
+            lambda params: init_state(params, self.optimizer),
+            out_shardings=programs_lib.shardings(self.abstract),
+        )
+        return make(self.params)
+
+
+def loss_of(run: RunConfig) -> Loss:
+    """The run's loss, checked against the rest of the run.
+
+    Raises:
+      ConfigError: see `losses.make_loss` and `losses.check_needs`.
+    """
+    given = {
+        field.name: getattr(run.loss, field.name)
+        for field in dataclasses.fields(LossConfig)
+        if field.name != 'name'
+    }
+    loss = make_loss(run.loss.name, given)
+    check_needs(
+        loss,
+        n_strong=run.data.n_strong,
+        n_weak=run.data.n_weak,
+        reference_mode=run.reference.mode,
+    )
+    return loss
+
+
+def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBase) -> Job:
+    """Loads the model, caches the reference and builds the step's programs.
+
+    Args:
+      run: the configuration.
+      datasets: tokenised examples.
+      tokenizer: that of the model.
+
+    Raises:
+      ConfigError: keys that the model, the devices or the data contradict.
+    """
+    loss = loss_of(run)
+    mesh = sharding.make_mesh(run.mesh)
+    total_steps = steps_of(run, len(datasets.train))
+    data, held_out = _pipelines(run, datasets, mesh, total_steps)
+    spec, params = _load(run.model.path, run, mesh)
+    _check_fits(spec, data.layout, tokenizer, run)
+    objective = Objective(spec, _compute(run, mesh), loss)
+    optimizer, schedule = make_optimizer(run.optim, total_steps)
+    mode = run.reference.mode if loss.needs_reference else 'none'
+    ref_params = None
+    if mode != 'none':
+        own = not run.reference.path
+        ref_params = params if own else _load_reference(run, spec, mesh)
+    if mode == 'cached':
+        cache = CachedReference(run, objective, ref_params, mesh)
+        visits = data.visits.first(total_steps)
+        data = cache.attach(data, visits, run.reference.cache_file)
+        held_out = held_out and cache.attach(held_out, held_out.visits.everything())
+        ref_params = None
+    elif mode == 'in_step' and ref_params is params:
+        ref_params = jax.tree.map(jnp.copy, params)  # the policy's buffers are donated
+    abstract = programs_lib.abstract_state(params, optimizer, mesh)
+    example = packing.empty(data.layout.rows, data.layout, with_reference=mode == 'cached')
+    programs = programs_lib.build(
+        objective, optimizer, abstract, example, mesh, in_step_reference=mode == 'in_step'
+    )
+    return Job(
+        run=run,
+        spec=spec,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        programs=programs,
+        abstract=abstract,
+        params=params,
+        ref_params=ref_params,
+        data=data,
+        held_out=held_out,
+        total_steps=total_steps,
+    )
+
+
+def steps_of(run: RunConfig, examples: int) -> int:
+    """Optimiser steps of the run: `steps`, or as many as `epochs` of the data fill.
+
+    Raises:
+      ConfigError: fewer examples than a step needs.
+    """
+    steps = run.steps or int(run.epochs * examples / run.batch.prompts)
+    if steps == 0:
+        raise ConfigError(
+            f'epochs={run.epochs} of {examples} examples fill no step of '
+            f'batch.prompts={run.batch.prompts}; lower it or raise epochs'
+        )
+    return steps
+
+
+def _pipelines(
+    run: RunConfig, datasets: Datasets, mesh: Mesh, total_steps: int
+) -> tuple[Pipeline, Pipeline | None]:
+    """Batches of training and of evaluation, in rows of one shape."""
+    cfg = run.data
+    rule = NegativeRule(run.seed, cfg.n_strong, cfg.n_weak, cfg.weak_source)
+    unknown = packing.Layout(1, 1, 1, rule.responses)
+
+    def pipeline(examples: list[TokenExample], shuffle: bool) -> Pipeline:
+        visits = Visits(
+            size=len(examples),
+            prompts=run.batch.prompts,
+            seed=run.seed,
+            shuffle=shuffle,
+            resample=shuffle and cfg.resample_negatives,
+        )
+        return Pipeline(examples, rule, visits, unknown)
+
+    data = pipeline(datasets.train, cfg.shuffle)
+    sizes = [data.group(v).num_tokens for v in data.visits.first(total_steps)]
+    held_out = pipeline(datasets.held_out, False) if datasets.held_out else None
+    if held_out:
+        sizes += [held_out.group(v).num_tokens for v in held_out.visits.everything()]
+    layout = _layout(run, sizes, rule.responses, mesh)
+    rows = _own_rows(layout)
+    return (
+        dataclasses.replace(data, layout=layout, row_slice=rows),
+        held_out and dataclasses.replace(held_out, layout=layout, row_slice=rows),
+    )
+
+
+def _layout(run: RunConfig, sizes: list[int], responses: int, mesh: Mesh) -> packing.Layout:
+    ways = sharding.batch_devices(mesh)
+    rows = run.batch.rows or ways
+    if rows % ways:
+        raise ConfigError(
+            f'batch.rows={rows}: expected a multiple of mesh.data * mesh.fsdp = {ways}'
+        )
+    row_length = run.batch.row_length or packing.automatic_row_length(max(sizes))
+    groups = min(run.batch.prompts, row_length // min(sizes))
+    return packing.Layout(rows, row_length, max(groups, 1), responses)
+
+
+def _own_rows(layout: packing.Layout) -> slice:
+    """Rows of a micro-batch that this process makes."""
+    share = layout.rows // jax.process_count()
+    return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
+def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:
+    return transformer.Compute(
+        dtype=run.model.compute_dtype,
+        remat=run.model.remat,
+        attention=run.model.attention,
+        logprob_chunk=run.model.logprob_chunk,
+        constrain=sharding.constrainer(mesh),
+    )
+
+
+def _load(path: str, run: RunConfig, mesh: Mesh) -> tuple[ModelSpec, Params]:
+    spec = load_spec(path)
+    shapes = transformer.abstract_params(spec, run.model.param_dtype)
+    where = sharding.param_shardings(mesh, shapes, transformer.logical_axes(spec))
+    return load_model(path, run.model.param_dtype, where)
+
+
+def _load_reference(run: RunConfig, spec: ModelSpec, mesh: Mesh) -> Params:
+    ref_spec, ref_params = _load(run.reference.path, run, mesh)
+    if ref_spec != spec:
+        differing = [
+            f.name
+            for f in dataclasses.fields(spec)
+            if getattr(spec, f.name) != getattr(ref_spec, f.name)
+        ]
+        raise ConfigError(
+            f'reference.path={run.reference.path}: differs from the policy in '
+            f'{", ".join(differing)}; expected the same architecture'
+        )
+    return ref_params
+
+
+def _check_fits(
+    spec: ModelSpec,
+    layout: packing.Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunConfig,
+) -> None:
+    """Refuses tokens that the model has no embedding for, and positions beyond its own."""
+    if len(tokenizer) > spec.vocab_size:
+        raise ConfigError(
+            f'model.tokenizer: {len(tokenizer)} tokens, but the model embeds '
+            f'{spec.vocab_size}; use the tokenizer of {run.model.path}'
+        )
+    longest = run.data.max_prompt_tokens + run.data.max_response_tokens
+    if longest > spec.max_positions:
+        raise ConfigError(
+            f'data.max_prompt_tokens + data.max_response_tokens = {longest}, but the model '
+            f'was made for {spec.max_positions} positions; lower one of them'
+        )

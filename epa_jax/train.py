@@ -1,0 +1,198 @@
+"""Trains a policy: python -m epa_jax.train --config=experiments/X.py --config.key=value."""
+
+import dataclasses
+import logging
+import pathlib
+import sys
+import time
+from typing import Any
+
+import absl.logging
+import jax
+from absl import app
+from ml_collections import config_flags
+
+from epa_jax.checkpoints import CheckpointError, Checkpoints
+from epa_jax.config import ConfigError, check_flags, resolve
+from epa_jax.data.load import load_datasets
+from epa_jax.data.negatives import NegativesError
+from epa_jax.data.report import data_report, render
+from epa_jax.data.sources import DataError
+from epa_jax.formats.export import export_model
+from epa_jax.formats.names import FormatError
+from epa_jax.formats.tokenizer import load_tokenizer
+from epa_jax.guard import GuardError
+from epa_jax.loop import Loop, Outputs, TrainingError
+from epa_jax.model_card import model_card
+from epa_jax.models.hf_config import SpecError
+from epa_jax.models.spec import ModelSpec
+from epa_jax.models.transformer import num_params
+from epa_jax.prepare import Job, loss_of, prepare
+from epa_jax.progress import Progress, SilentProgress, make_progress
+from epa_jax.reference import StaleCacheError
+from epa_jax.run_folder import RunFolder, open_run_folder
+from epa_jax.schema import RunConfig
+from epa_jax.types import Params
+from epa_jax.writers import Writers, open_writers, read_evaluations
+
+log = logging.getLogger(__name__)
+
+# What a user can mend: shown as one message, without a traceback.
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    NegativesError,
+    FormatError,
+    SpecError,
+    StaleCacheError,
+    CheckpointError,
+    GuardError,
+    TrainingError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run ends with.
+
+    Attributes:
+      folder: the run folder.
+      spec: architecture of the policy.
+      params: its parameters.
+      summary: what summary.json holds.
+    """
+
+    folder: pathlib.Path
+    spec: ModelSpec
+    params: Params
+    summary: dict[str, Any]
+
+
+def train(run: RunConfig) -> TrainResult:
+    """Runs, or resumes, a whole run.
+
+    Args:
+      run: from `config.resolve`.
+
+    Raises:
+      ConfigError: keys that contradict one another, the data, the model or the devices.
+      loop.TrainingError: too many updates in a row that were not finite.
+      guard.GuardError: the policy does not start at its reference.
+    """
+    began = time.perf_counter()
+    loss = loss_of(run)  # refuses an impossible loss before any work
+    tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
+    datasets = load_datasets(run.data, tokenizer, min_strong=loss.definition.min_strong)
+    folder = open_run_folder(run)
+    job = prepare(run, datasets, tokenizer)
+    report = data_report(datasets, job.data, job.total_steps, num_params(job.spec))
+    log.info('%s', render(report))
+    if jax.process_index() == 0:
+        folder.write_data_report(report)
+    checkpoints = Checkpoints(folder.checkpoints, run.checkpoint, config=folder.config)
+    try:
+        loop = _run_loop(job, folder, checkpoints)
+    finally:
+        checkpoints.close()
+    summary = _summary(job, folder, loop, time.perf_counter() - began)
+    if run.export:
+        export_model(
+            folder.export,
+            job.spec,
+            loop.state.params,
+            tokenizer,
+            dtype=run.model.param_dtype,
+            model_card=model_card(run, summary),
+            overwrite=True,
+        )
+    if jax.process_index() == 0:
+        folder.write_summary(summary)
+    return TrainResult(folder.path, job.spec, loop.state.params, summary)
+
+
+def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
+    """Starts from the newest checkpoint, or from the beginning, and runs to the end."""
+    batches = job.data.steps()
+    step = checkpoints.latest_step() if job.run.checkpoint.resume else None
+    if step is None:
+        state = job.initial_state()
+    else:
+        restored = checkpoints.restore(job.abstract, step)
+        state = restored.state
+        batches.set_state(restored.data_state)
+        log.info('resumed from step %d of %s', step, folder.checkpoints)
+    progress: Progress = SilentProgress()
+    writers = Writers([])
+    if jax.process_index() == 0:
+        progress = make_progress(job.total_steps, first=step or 0, every=job.run.log.every)
+        writers = open_writers(
+            folder.path, job.run.log, config=folder.config, restored_step=step
+        )
+    loop = Loop(job, Outputs(writers, progress, checkpoints), state, step or 0)
+    try:
+        loop.run(batches)
+    finally:
+        progress.close()
+        writers.close()
+    return loop
+
+
+def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[str, Any]:
+    """The outcome of a run; evaluations are those of all its starts."""
+    tally = loop.tally
+    evaluations = read_evaluations(folder.path / 'metrics.jsonl')
+    return {
+        'steps': loop.step,
+        'skipped_updates': int(loop.state.skipped),
+        'loss': job.loss.name,
+        'hyperparameters': dict(job.loss.hyperparameters),
+        'parameters': num_params(job.spec),
+        'train': tally.metrics,
+        'eval_first': evaluations[0] if evaluations else None,
+        'eval_last': evaluations[-1] if evaluations else None,
+        'seconds': seconds,
+        'first_step_seconds': tally.first_seconds,
+        'seconds_per_step': tally.other_seconds / max(tally.steps - 1, 1),
+        'tokens': tally.tokens,
+        'padding': 1 - tally.tokens / tally.cells if tally.cells else 0.0,
+        'tokens_per_second': tally.other_tokens / max(tally.other_seconds, 1e-9),
+        'traces': dict(job.programs.traces),
+    }
+
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', help_string='An experiment, such as experiments/stories260k_epa.py.'
+)
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    result = train(resolve(_CONFIG.value))
+    print(f'run folder: {result.folder}')
+
+
+def show_log() -> None:
+    """Shows this package's log, and of other libraries warnings alone."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter('%(message)s'))
+    own = logging.getLogger('epa_jax')
+    own.addHandler(handler)
+    own.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    own.propagate = False
+
+
+def run_main() -> None:
+    """Checks the command line before absl reads it, and shows bad input as one message."""
+    show_log()
+    try:
+        check_flags(sys.argv[1:])
+        app.run(main)
+    except USER_ERRORS as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+    run_main()
