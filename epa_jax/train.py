@@ -35,7 +35,7 @@ from epa_jax.schema import RunConfig
 from epa_jax.types import Params
 from epa_jax.writers import Writers, open_writers, read_evaluations
 
-log = logging.getLogger(__name__)
+log = logging.getLogger('epa_jax.train')  # not __main__
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (

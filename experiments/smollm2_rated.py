@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.batch.prompts = 8
     config.loss.name = 'epa'
     config.loss.beta = 0.1
-    config.optim.lr = 5e-6
+    config.optim.lr = 1e-5
     config.optim.b2 = 0.95
     config.log.eval_every = 30
     return config

@@ -31,6 +31,6 @@ def get_config() -> ConfigDict:
     config.batch.prompts = 8
     config.loss.name = 'epa'
     config.loss.beta = 0.1
-    config.optim.lr = 3e-4
+    config.optim.lr = 1e-4
     config.log.every = 5
     return config
