@@ -54,17 +54,12 @@ list_pythons() {
 }
 
 find_python() {
-  if [ -n "$PYTHON" ]; then
-    probe "$PYTHON" || die "PYTHON=$PYTHON does not run or is not Python 3.11 to 3.13"
-  else
-    list_pythons | sed -n 1p
-  fi
+  if [ -n "$PYTHON" ]; then printf '%s\n' "$PYTHON"; else list_pythons | sed -n 1p; fi
 }
 
 # Prints the uv to use, or nothing: from PATH, or from a small environment of its own.
 find_uv() {
-  [ "$EPA_PIP" = 1 ] && return
-  if command -v uv; then return; fi
+  if [ "$EPA_PIP" = 1 ] || command -v uv; then return; fi
   if [ ! -x "$TOOLS/bin/uv" ]; then
     local python
     python=$(find_python)
@@ -78,12 +73,16 @@ find_uv() {
   printf '%s\n' "$TOOLS/bin/uv"
 }
 
+need_uv() { [ -n "${UV+set}" ] || UV=$(find_uv); }
+
+# An environment that runs is kept; one whose interpreter is gone is made again.
 make_venv() {
   if [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
     check_venv
     return
   fi
   local python
+  need_uv
   python=$(find_python)
   if [ -z "$python" ]; then
     [ -n "$UV" ] || die 'found no Python 3.11 to 3.13; install one or set PYTHON=/path/to/it'
@@ -113,10 +112,14 @@ check_venv() {
 
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 
+has_pip() { "$VENV/bin/python" -c 'import pip' 2>/dev/null; }
+
 install() {
+  need_uv
   if [ -n "$UV" ]; then
     "$UV" pip install -q --python "$VENV/bin/python" "$@"
   else
+    has_pip || "$VENV/bin/python" -m ensurepip >/dev/null
     "$VENV/bin/python" -m pip install -q "$@"
   fi
 }
@@ -132,6 +135,7 @@ install_package() {
   esac
   now="$(cat setup.cfg pyproject.toml constraints.txt | cksum) $PWD extra=$EXTRA"
   [ "$before" = "$now" ] && return
+  need_uv
   say "installing epa_jax[$extras] into $VENV with ${UV:-pip}"
   install -c constraints.txt -e ".[$extras]"
   printf '%s\n' "$now" >"$STAMP"
@@ -140,7 +144,7 @@ install_package() {
 # By pip even where uv is used: wheels for the CPU alone are found through pip's settings.
 install_torch() {
   "$VENV/bin/python" -c 'import torch' 2>/dev/null && return
-  "$VENV/bin/python" -c 'import pip' 2>/dev/null || install pip
+  has_pip || install pip
   say "installing ${TORCH:-torch} into $VENV with pip"
   if [ -n "${TORCH:-}" ]; then
     "$VENV/bin/python" -m pip install -q "$TORCH"
@@ -150,22 +154,27 @@ install_torch() {
 }
 
 lock() {
+  need_uv
   [ -n "$UV" ] || die 'make lock needs uv'
   "$UV" pip compile -q --universal --upgrade --python-version 3.11 --no-annotate \
     --custom-compile-command 'make lock' --extra test --extra tpu --extra cuda12 \
     --extra cuda13 -o constraints.txt setup.cfg
 }
 
+if [ -n "$PYTHON" ]; then
+  PYTHON=$(probe "$PYTHON") || die 'PYTHON does not run or is not Python 3.11 to 3.13'
+fi
 case ${1:-} in
-  list) list_pythons && exit ;;
-  '' | parity | lock) ;;
+  list) list_pythons ;;
+  lock) lock ;;
+  '')
+    make_venv
+    install_package
+    ;;
+  parity)
+    make_venv
+    install_package
+    install_torch
+    ;;
   *) die "$1: expected list, parity, lock or nothing" ;;
 esac
-UV=$(find_uv)
-if [ "${1:-}" = lock ]; then
-  lock
-  exit
-fi
-make_venv
-install_package
-if [ "${1:-}" = parity ]; then install_torch; fi
