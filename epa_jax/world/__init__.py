@@ -1,0 +1,1 @@
+"""A small world whose true reward is known, for the quickstart."""
