@@ -45,7 +45,7 @@ format: env
 	$(PY) -m ruff format .
 
 smollm2: env
-	$(PY) -m epa_jax.formats.fetch_smollm2 models $(ARGS)
+	PATH="$$PATH:$(CURDIR)/.venv-uv/bin" $(PY) -m epa_jax.formats.fetch_smollm2 models $(ARGS)
 
 lock:
 	@./setup_env.sh lock
