@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+import time
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +18,8 @@ from epa_jax.train_step import Objective
 from epa_jax.types import PackedBatch, Params, TokenGroup
 
 log = logging.getLogger(__name__)
+
+TELL_SECONDS = 20.0  # between lines of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +75,16 @@ class CachedReference:
         logps_of = jax.jit(self._logps, out_shardings=everywhere)
         place_of = {group.key: i for i, group in enumerate(groups)}
         out = np.full((len(groups), pipeline.layout.responses), np.nan, np.float32)
+        told, done = time.monotonic(), 0
         for batch in pipeline.batches(groups):
             placed = sharding.place_batch(self.mesh, batch)
             keys, logps = jax.device_get(logps_of(self.params, placed))
             real = keys >= 0
             out[[place_of[key] for key in keys[real].tolist()]] = logps[real]
+            done += int(real.sum())
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                log.info('reference log-probs: %d of %d prompts', done, len(groups))
         if np.isnan(out).any():
             raise ValueError(
                 'the reference gives log-probs that are not numbers: '

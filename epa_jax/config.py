@@ -27,7 +27,7 @@ def defaults() -> ConfigDict:
     return config
 
 
-def _to_config_dict(schema: type) -> ConfigDict:
+def _to_config_dict(schema: Any) -> ConfigDict:
     out = ConfigDict()
     for field in dataclasses.fields(schema):
         value_type, optional = _field_type(schema, field.name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,25 +34,23 @@ def check_start(table: ResponseTable, loss: Loss, dtype: str) -> float:
     Raises:
       GuardError: they differ; says by how much and where.
     """
-    table = ResponseTable(
-        **{
-            f.name: None if (v := getattr(table, f.name)) is None else jnp.asarray(v)
-            for f in dataclasses.fields(table)
-        }
-    )
+    table = jax.tree.map(jnp.asarray, table)
     real = np.asarray(jnp.any(table.roles == Role.CHOSEN, axis=1))
     found = np.asarray(loss.fn(table))[real].mean()
-    expected = np.asarray(loss.fn(table.replace(logps=table.ref_logps)))[real].mean()
+    expected = np.asarray(loss.fn(dataclasses.replace(table, logps=table.ref_logps)))[
+        real
+    ].mean()
     if abs(found - expected) <= TOLERANCE[dtype]:
         return float(found)
     present = np.asarray(table.roles != Role.PAD)
-    gap = np.where(present, np.abs(np.asarray(table.logps - table.ref_logps)), 0.0)
+    logps, ref_logps = np.asarray(table.logps), np.asarray(table.ref_logps)
+    gap = np.where(present, np.abs(logps - ref_logps), 0.0)
     prompt, response = np.unravel_index(np.argmax(gap), gap.shape)
     raise GuardError(
         f'step 0: {loss.name} loss is {found:.6f}, but policy = reference gives '
         f'{expected:.6f} (tolerance {TOLERANCE[dtype]}). Largest difference of log-probs: '
-        f'{gap[prompt, response]:.4f} nats, policy {table.logps[prompt, response]:.4f} '
-        f'against reference {table.ref_logps[prompt, response]:.4f}, prompt {prompt} of '
+        f'{gap[prompt, response]:.4f} nats, policy {logps[prompt, response]:.4f} '
+        f'against reference {ref_logps[prompt, response]:.4f}, prompt {prompt} of '
         f'the batch, response {response}. The policy does not start from the reference, or '
         f'the two are computed differently; set step0_guard=False only if intended.'
     )

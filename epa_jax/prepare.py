@@ -1,6 +1,8 @@
 """From a configuration to everything that a run needs before its first step."""
 
 import dataclasses
+import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,9 @@ from epa_jax.data import packing
 from epa_jax.data.load import Datasets
 from epa_jax.data.negatives import NegativeRule
 from epa_jax.data.pipeline import Pipeline, Visits
+from epa_jax.data.report import data_report, render
 from epa_jax.formats.load import load_model, load_spec
+from epa_jax.formats.tokenizer import check_vocabulary
 from epa_jax.losses import Loss, check_needs, make_loss
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
@@ -24,6 +28,8 @@ from epa_jax.optim import make_optimizer
 from epa_jax.schema import LossConfig, RunConfig
 from epa_jax.train_step import Objective, init_state
 from epa_jax.types import Params, TokenExample, TrainState
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Job:
       data: batches of the run.
       held_out: batches of evaluation, or None without held-out examples.
       total_steps: optimiser steps in all.
+      report: see `data.report.data_report`.
     """
 
     run: RunConfig
@@ -61,6 +68,7 @@ class Job:
     data: Pipeline
     held_out: Pipeline | None
     total_steps: int
+    report: dict[str, Any]
 
     def initial_state(self) -> TrainState:
         """The train state before the first update, on the mesh; takes over `params`."""
@@ -108,7 +116,10 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
     total_steps = steps_of(run, len(datasets.train))
     data, held_out = _pipelines(run, datasets, mesh, total_steps)
     spec, params = _load(run.model.path, run, mesh)
-    _check_fits(spec, data.layout, tokenizer, run)
+    _check_positions(spec, run)
+    check_vocabulary(tokenizer, spec)
+    report = data_report(datasets, data, total_steps, transformer.num_params(spec))
+    log.info('%s', render(report))
     objective = Objective(spec, _compute(run, mesh), loss)
     optimizer, schedule = make_optimizer(run.optim, total_steps)
     mode = run.reference.mode if loss.needs_reference else 'none'
@@ -144,6 +155,7 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
         data=data,
         held_out=held_out,
         total_steps=total_steps,
+        report=report,
     )
 
 
@@ -243,18 +255,7 @@ def _load_reference(run: RunConfig, spec: ModelSpec, mesh: Mesh) -> Params:
     return ref_params
 
 
-def _check_fits(
-    spec: ModelSpec,
-    layout: packing.Layout,
-    tokenizer: PreTrainedTokenizerBase,
-    run: RunConfig,
-) -> None:
-    """Refuses tokens that the model has no embedding for, and positions beyond its own."""
-    if len(tokenizer) > spec.vocab_size:
-        raise ConfigError(
-            f'model.tokenizer: {len(tokenizer)} tokens, but the model embeds '
-            f'{spec.vocab_size}; use the tokenizer of {run.model.path}'
-        )
+def _check_positions(spec: ModelSpec, run: RunConfig) -> None:
     longest = run.data.max_prompt_tokens + run.data.max_response_tokens
     if longest > spec.max_positions:
         raise ConfigError(

@@ -70,7 +70,7 @@ def abstract_state(
         transform_non_params=lambda leaf: struct(leaf, everywhere),
     )
     counters = jax.tree.map(lambda leaf: struct(leaf, everywhere), state)
-    return counters.replace(params=params, opt_state=opt_state)
+    return dataclasses.replace(counters, params=params, opt_state=opt_state)
 
 
 def shardings(abstract: Any) -> Any:

@@ -60,6 +60,18 @@ class RunFolder:
         self.export = path / 'export'
         self.config = dict(config)
 
+    def start(self) -> None:
+        """Writes config.json and adds this start to environment.json.
+
+        Called when everything is ready, so that a refused run leaves no folder behind.
+        With several processes only the first one writes.
+        """
+        if jax.process_index() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / 'config.json', self.config)
+            starts = _read_json(self.path / 'environment.json', default=[])
+            write_json(self.path / 'environment.json', [*starts, environment()])
+
     def write_data_report(self, report: Mapping[str, Any]) -> None:
         """Writes data_report.json: what was read, kept, cut and dropped."""
         write_json(self.path / 'data_report.json', report)
@@ -70,23 +82,14 @@ class RunFolder:
 
 
 def open_run_folder(run: RunConfig) -> RunFolder:
-    """Creates the folder of a run, or opens that of the same run to resume it.
-
-    Writes config.json, and adds this start to environment.json. With several processes
-    only the first one checks and writes.
+    """The folder of a run, new or that of the same run to resume it; writes nothing yet.
 
     Raises:
       ConfigError: the folder holds a run of another configuration, or it holds a run and
         `checkpoint.resume` is False; names the keys that differ.
     """
-    path = pathlib.Path(run.workdir)
-    folder = RunFolder(path, flatten(run))
-    if jax.process_index() == 0:
-        path.mkdir(parents=True, exist_ok=True)
-        _check_same_run(path / 'config.json', folder.config, run.checkpoint.resume)
-        write_json(path / 'config.json', folder.config)
-        starts = _read_json(path / 'environment.json', default=[])
-        write_json(path / 'environment.json', [*starts, environment()])
+    folder = RunFolder(pathlib.Path(run.workdir), flatten(run))
+    _check_same_run(folder.path / 'config.json', folder.config, run.checkpoint.resume)
     return folder
 
 

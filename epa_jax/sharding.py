@@ -101,14 +101,13 @@ def param_shardings(mesh: Mesh, abstract: Params, axes: Params) -> Params:
     Raises:
       ConfigError: a dimension that its mesh axes do not divide.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(abstract)
-    structure = jax.tree.structure(abstract)
-    names = structure.flatten_up_to(axes)
-    shardings = [
-        _leaf_sharding(mesh, jax.tree_util.keystr(path), leaf.shape, name)
-        for (path, leaf), name in zip(leaves, names, strict=True)
-    ]
-    return jax.tree.unflatten(structure, shardings)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, names: _leaf_sharding(
+            mesh, jax.tree_util.keystr(path), leaf.shape, names
+        ),
+        abstract,
+        axes,
+    )
 
 
 def _leaf_sharding(

@@ -16,7 +16,6 @@ from epa_jax.checkpoints import CheckpointError, Checkpoints
 from epa_jax.config import ConfigError, check_flags, resolve
 from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError
-from epa_jax.data.report import data_report, render
 from epa_jax.data.sources import DataError
 from epa_jax.formats.export import export_model
 from epa_jax.formats.names import FormatError
@@ -80,15 +79,14 @@ def train(run: RunConfig) -> TrainResult:
       guard.GuardError: the policy does not start at its reference.
     """
     began = time.perf_counter()
-    loss = loss_of(run)  # refuses an impossible loss before any work
+    loss = loss_of(run)  # what cannot work is refused before any work
+    folder = open_run_folder(run)
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
     datasets = load_datasets(run.data, tokenizer, min_strong=loss.definition.min_strong)
-    folder = open_run_folder(run)
     job = prepare(run, datasets, tokenizer)
-    report = data_report(datasets, job.data, job.total_steps, num_params(job.spec))
-    log.info('%s', render(report))
+    folder.start()
     if jax.process_index() == 0:
-        folder.write_data_report(report)
+        folder.write_data_report(job.report)
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint, config=folder.config)
     try:
         loop = _run_loop(job, folder, checkpoints)

@@ -22,7 +22,15 @@ from epa_jax.losses import Loss
 from epa_jax.metrics import preference_metrics
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import Compute
-from epa_jax.types import PackedBatch, Params, ResponseTable, Role, TrainState, WeightedSum
+from epa_jax.types import (
+    Array,
+    PackedBatch,
+    Params,
+    ResponseTable,
+    Role,
+    TrainState,
+    WeightedSum,
+)
 
 Metrics = dict[str, WeightedSum]
 
@@ -38,8 +46,8 @@ class Accumulator:
     """
 
     grads: Params
-    prompts: jax.Array
-    metrics: Metrics
+    prompts: Array
+    metrics: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Objective:
         if ref_params is None:
             return table
         ref = response_table(ref_params, batch, spec=self.spec, compute=self.compute)
-        return table.replace(ref_logps=jax.lax.stop_gradient(ref.logps))
+        return dataclasses.replace(table, ref_logps=jax.lax.stop_gradient(ref.logps))
 
     def measure(
         self, params: Params, batch: PackedBatch, ref_params: Params | None = None

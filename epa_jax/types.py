@@ -13,10 +13,9 @@ import enum
 from typing import Any, NamedTuple
 
 import flax.struct
-import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = Any  # jax.Array on devices, np.ndarray on the host
 Params = Any  # nested dict of arrays
 
 

@@ -17,12 +17,18 @@ def run(tmp_path):
     return RunConfig(workdir=str(tmp_path / 'runs' / 'a'), data=DataConfig(train='x.jsonl'))
 
 
+def begin(run):
+    folder = open_run_folder(run)
+    folder.start()
+    return folder
+
+
 def read(folder, name):
     return json.loads((folder.path / name).read_text())
 
 
 def test_config_json_is_the_resolved_configuration(run):
-    folder = open_run_folder(run)
+    folder = begin(run)
     assert read(folder, 'config.json') == flatten(run)
     assert read(folder, 'config.json')['optim.lr'] == 5e-7
     assert read(folder, 'config.json')['loss.beta'] is None
@@ -30,8 +36,8 @@ def test_config_json_is_the_resolved_configuration(run):
 
 def test_environment_lists_every_start_without_variables(run, monkeypatch):
     monkeypatch.setenv('SOME_API_TOKEN', 'secret-value')
-    open_run_folder(run)
-    folder = open_run_folder(run)
+    begin(run)
+    folder = begin(run)
     starts = read(folder, 'environment.json')
     assert len(starts) == 2
     assert starts[0]['packages']['jax'] == jax.__version__
@@ -41,51 +47,51 @@ def test_environment_lists_every_start_without_variables(run, monkeypatch):
 
 
 def test_resuming_with_another_configuration_names_the_keys(run):
-    open_run_folder(run)
+    begin(run)
     other = dataclasses.replace(
         run, seed=3, loss=LossConfig(name='dpo', beta=0.2), log=LogConfig(every=9)
     )
     with pytest.raises(ConfigError) as error:
-        open_run_folder(other)
+        begin(other)
     message = str(error.value)
     assert 'seed: 0 there, 3 here' in message
     assert "loss.name: 'epa' there, 'dpo' here" in message
     assert 'loss.beta: None there, 0.2 here' in message
     assert 'log.every' not in message
-    assert read(open_run_folder(run), 'config.json')['seed'] == 0
+    assert read(begin(run), 'config.json')['seed'] == 0
 
 
 def test_what_does_not_change_the_training_may_change(run):
-    open_run_folder(run)
+    begin(run)
     other = dataclasses.replace(run, log=LogConfig(every=9), max_bad_steps=1)
-    assert read(open_run_folder(other), 'config.json')['log.every'] == 9
+    assert read(begin(other), 'config.json')['log.every'] == 9
 
 
 def test_an_old_run_is_not_overwritten_without_resume(run):
-    open_run_folder(run)
+    begin(run)
     fresh = dataclasses.replace(run, checkpoint=CheckpointConfig(resume=False))
     with pytest.raises(ConfigError, match='already holds a run'):
-        open_run_folder(fresh)
+        begin(fresh)
 
 
 def test_a_folder_without_a_run_is_used(run):
     path = pathlib.Path(run.workdir)
     path.mkdir(parents=True)
     (path / 'notes.txt').write_text('mine')
-    folder = open_run_folder(dataclasses.replace(run, checkpoint=CheckpointConfig()))
+    folder = begin(dataclasses.replace(run, checkpoint=CheckpointConfig()))
     assert (folder.path / 'notes.txt').read_text() == 'mine'
     assert (folder.path / 'config.json').exists()
 
 
 def test_a_damaged_config_is_named(run):
-    folder = open_run_folder(run)
+    folder = begin(run)
     (folder.path / 'config.json').write_text('{"seed":')
     with pytest.raises(ConfigError, match=r'config\.json: not JSON'):
-        open_run_folder(run)
+        begin(run)
 
 
 def test_reports_are_strict_json(run):
-    folder = open_run_folder(run)
+    folder = begin(run)
     folder.write_data_report({'read': 3, 'dropped': {'overlong': 1}})
     folder.write_summary({'loss': float('nan'), 'best': (1.0, float('inf')), 'step': 4})
     assert read(folder, 'data_report.json') == {'read': 3, 'dropped': {'overlong': 1}}
