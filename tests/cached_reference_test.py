@@ -1,0 +1,88 @@
+"""Reference log-probs of a run: exact, reused when nothing changed, refused when stale."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from epa_jax import prepare as prepare_lib
+from epa_jax.data.load import load_datasets
+from epa_jax.formats.load import load_model
+from epa_jax.formats.tokenizer import load_tokenizer
+from epa_jax.prepare import prepare
+from epa_jax.reference import StaleCacheError
+from tests import small_run, tiny
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('cached')
+    small_run.write(folder)
+    return folder
+
+
+def job_of(run):
+    tokenizer = load_tokenizer(run.model.path)
+    datasets = load_datasets(run.data, tokenizer, min_strong=1)
+    return prepare(run, datasets, tokenizer)
+
+
+@pytest.fixture(scope='module')
+def job(folder):
+    return job_of(small_run.config(folder, steps=3))
+
+
+def test_every_visit_has_the_log_probs_of_the_start(folder, job):
+    spec, params = load_model(folder / 'model')
+    batch = next(iter(job.data.steps()))[0]
+    group = job.data.group((0, int(batch.keys[0, 0])))
+    sums = [
+        float(np.sum(tiny.sequence_logps(params, spec, group.prompt_ids, ids)))
+        for ids in group.response_ids
+    ]
+    np.testing.assert_allclose(batch.ref_logps[0, 0], sums, rtol=1e-4)
+
+
+def test_the_second_run_reuses_the_files(folder, job, caplog, monkeypatch):
+    monkeypatch.setattr(
+        prepare_lib.CachedReference, 'compute', lambda *a: pytest.fail('computed again')
+    )
+    with caplog.at_level(logging.INFO, logger='epa_jax'):
+        again = job_of(small_run.config(folder, 'other', steps=3, loss__beta=0.5))
+    assert 'reused' in caplog.text
+    np.testing.assert_array_equal(again.data.ref_logps, job.data.ref_logps)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [{'data__max_response_tokens': 3}, {'seed': 1}, {'model__compute_dtype': 'bfloat16'}],
+)
+def test_other_tokens_negatives_or_arithmetic_are_computed_anew(folder, job, change):
+    before = set((folder / 'cache').iterdir())
+    job_of(small_run.config(folder, steps=3, **change))
+    assert set((folder / 'cache').iterdir()) - before
+
+
+def test_a_cache_file_of_other_weights_is_refused(folder, job, tmp_path):
+    small_run.write(tmp_path, seed=1)
+    (tmp_path / 'pairs.jsonl').write_text((folder / 'pairs.jsonl').read_text())
+    shape = job.data.ref_logps.shape
+    file = next(
+        path for path in (folder / 'cache').iterdir() if path.stat().st_size > shape[0]
+    )
+    run = small_run.config(tmp_path, steps=3, reference__cache_file=str(file))
+    with pytest.raises(StaleCacheError, match='weights'):
+        job_of(run)
+
+
+def test_a_reference_that_gives_no_numbers_is_refused(folder, monkeypatch):
+    real = prepare_lib.load_model
+
+    def broken(*args):
+        spec, params = real(*args)
+        return spec, jax.tree.map(lambda p: p * np.nan, params)
+
+    monkeypatch.setattr(prepare_lib, 'load_model', broken)
+    with pytest.raises(ValueError, match='log-probs that are not numbers'):
+        job_of(small_run.config(folder, steps=3, seed=5))

@@ -1,0 +1,61 @@
+"""What a run is made of before its first step."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from epa_jax import prepare
+from epa_jax.config import ConfigError
+from epa_jax.data.load import load_datasets
+from epa_jax.formats.tokenizer import load_tokenizer
+from tests import small_run, tiny
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('prepare')
+    small_run.write(folder)
+    return folder
+
+
+def job_of(run):
+    tokenizer = load_tokenizer(run.model.path)
+    datasets = load_datasets(run.data, tokenizer, min_strong=1)
+    return prepare.prepare(run, datasets, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'epochs', 'expected'), [(7, 1.0, 7), (0, 1.0, 8), (0, 2.5, 20), (0, 0.13, 1)]
+)
+def test_steps_follow_epochs_unless_given(folder, steps, epochs, expected):
+    run = small_run.config(folder, steps=steps, epochs=epochs)
+    assert prepare.steps_of(run, 32) == expected
+
+
+def test_rows_are_shared_by_training_and_evaluation_and_hold_the_longest(folder):
+    run = small_run.config(folder, reference__mode='in_step', batch__rows=16)
+    job = job_of(run)
+    assert job.data.layout == job.held_out.layout
+    assert job.data.layout.rows == 16
+    assert job.data.layout.row_length == 128
+    assert job.data.layout.responses == 4
+
+
+def test_a_reference_in_the_step_survives_donation_of_the_policy(folder):
+    job = job_of(small_run.config(folder, reference__mode='in_step'))
+    jax.tree.map(lambda p: p.delete(), job.params)
+    assert all(not p.is_deleted() for p in jax.tree.leaves(job.ref_params))
+
+
+def test_a_reference_of_another_architecture_is_refused(folder, tmp_path):
+    small_run.write(tmp_path, spec=dataclasses.replace(tiny.SPEC, d_ff=32))
+    run = small_run.config(folder, reference__path=str(tmp_path / 'model'))
+    with pytest.raises(ConfigError, match='differs from the policy in d_ff'):
+        job_of(run)
+
+
+def test_small_rows_say_which_length_is_needed(folder):
+    run = small_run.config(folder, batch__row_length=16)
+    with pytest.raises(ValueError, match=r'set batch\.row_length to 128 or more'):
+        job_of(run)
