@@ -22,7 +22,7 @@ def score(
     prompts: Sequence[np.ndarray],
     responses: Sequence[Sequence[np.ndarray]],
 ) -> np.ndarray:
-    """log pi(y|x) of every response, summed over its tokens.
+    """Log pi(y|x) of every response, summed over its tokens.
 
     Args:
       params: as `transformer.abstract_params` describes them.

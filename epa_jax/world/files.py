@@ -17,6 +17,7 @@ from epa_jax.models.transformer import init_params
 from epa_jax.world import language
 from epa_jax.world.language import Prompt
 
+INIT_SCALE = 3.0
 SPECIAL = ('<pad>', '<s>', '</s>', '<unk>')
 
 
@@ -63,6 +64,10 @@ def model_spec(d_model: int, n_layers: int) -> ModelSpec:
 def write_untrained_model(folder: Path, spec: ModelSpec, seed: int) -> None:
     """A model folder with random weights and the tokenizer."""
     params = init_params(spec, jax.random.key(seed))
+    # the usual standard deviation of 0.02 suits widths of thousands
+    params['layers'] = jax.tree.map(
+        lambda p: INIT_SCALE * p if p.ndim > 2 else p, params['layers']
+    )
     export_model(folder, spec, params, make_tokenizer(), dtype='float32')
 
 

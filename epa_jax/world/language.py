@@ -11,20 +11,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# topic -> seven things, then four qualities; no word has two topics
-TOPICS = {
-    'garden': 'roses bees hedges weeds tulips seeds lawns fragrant thorny leafy muddy',
-    'kitchen': 'knives ovens spices pans soups cakes plates tasty greasy spicy baked',
-    'harbour': 'ships anchors sails gulls ropes docks waves salty stormy rusty tidal',
-    'forest': 'oaks owls ferns wolves mosses trails pines shady wild mossy ancient',
-    'school': 'books pupils desks lessons pencils maps essays studious inky strict clever',
-    'market': 'stalls coins baskets grocers scales carts silks cheap crowded costly lively',
-    'castle': 'towers knights moats banners kings walls swords noble ruined armoured royal',
-    'desert': 'dunes camels cacti scorpions lizards mirages oases dry sandy scorching barren',
-    'theatre': 'actors curtains masks stages plays tickets singers dramatic comic sold-out loud',
-    'farm': 'cows barns tractors ploughs chickens fences haystacks rural fertile grassy tame',
+# topic -> seven things; topic -> four qualities. No word has two topics.
+THINGS = {
+    'garden': 'roses bees hedges weeds tulips seeds lawns',
+    'kitchen': 'knives ovens spices pans soups cakes plates',
+    'harbour': 'ships anchors sails gulls ropes docks waves',
+    'forest': 'oaks owls ferns wolves mosses trails pines',
+    'school': 'books pupils desks lessons pencils maps essays',
+    'market': 'stalls coins baskets grocers scales carts silks',
+    'castle': 'towers knights moats banners kings walls swords',
+    'desert': 'dunes camels cacti scorpions lizards mirages oases',
+    'theatre': 'actors curtains masks stages plays tickets singers',
+    'farm': 'cows barns tractors ploughs chickens fences haystacks',
 }
-THINGS = 7
+QUALITIES = {
+    'garden': 'fragrant thorny leafy muddy',
+    'kitchen': 'tasty greasy spicy baked',
+    'harbour': 'salty stormy rusty tidal',
+    'forest': 'shady wild mossy ancient',
+    'school': 'studious inky strict clever',
+    'market': 'cheap crowded costly lively',
+    'castle': 'noble ruined armoured royal',
+    'desert': 'dry sandy scorching barren',
+    'theatre': 'dramatic comic famous loud',
+    'farm': 'rural fertile grassy tame',
+}
+TOPICS = tuple(THINGS)
 OPENINGS = (
     'tell me',
     'please speak',
@@ -39,9 +51,11 @@ RUDE = ('ugh', 'nonsense', 'whatever', 'idiot')
 VERBS = ('are', 'look', 'seem', 'stay')
 FUNCTION_WORDS = ('about', 'and', 'in', 'the', ',', '.')
 
-THINGS_OF = {topic: tuple(words.split()[:THINGS]) for topic, words in TOPICS.items()}
-QUALITIES_OF = {topic: tuple(words.split()[THINGS:]) for topic, words in TOPICS.items()}
-TOPIC_OF = {word: topic for topic, words in TOPICS.items() for word in words.split()}
+THINGS_OF = {topic: tuple(THINGS[topic].split()) for topic in TOPICS}
+QUALITIES_OF = {topic: tuple(QUALITIES[topic].split()) for topic in TOPICS}
+TOPIC_OF = {
+    word: topic for topic in TOPICS for word in THINGS_OF[topic] + QUALITIES_OF[topic]
+}
 
 LOWEST_REWARD, HIGHEST_REWARD = -4.0, 2.75
 
@@ -106,7 +120,7 @@ def _clause(prompt: Prompt, rng: np.random.Generator) -> str:
     things = [_thing(prompt, rng)]
     if rng.random() < 0.4:
         things.append(_thing(prompt, rng))
-    topic = prompt.topic if rng.random() < 0.6 else rng.choice(list(TOPICS))
+    topic = prompt.topic if rng.random() < 0.6 else rng.choice(TOPICS)
     quality = rng.choice(QUALITIES_OF[str(topic)])
     return f'{" and ".join(things)} {rng.choice(VERBS)} {quality}'
 
@@ -116,7 +130,7 @@ def _thing(prompt: Prompt, rng: np.random.Generator) -> str:
     chance = rng.random()
     if chance < 0.45:
         return str(rng.choice(prompt.things))
-    topic = prompt.topic if chance < 0.75 else rng.choice(list(TOPICS))
+    topic = prompt.topic if chance < 0.75 else rng.choice(TOPICS)
     return str(rng.choice(THINGS_OF[str(topic)]))
 
 

@@ -1,0 +1,77 @@
+"""The table that the quickstart ends with."""
+
+import math
+from collections.abc import Sequence
+
+import rich.box
+from rich.table import Table
+
+from epa_jax.world.measure import Estimate, Outcome
+
+HEADINGS = (
+    'held-out\naccuracy',
+    'margin\n',
+    'Pearson\n',
+    'slope-1\nerror',
+    'its\nroot',
+    'KL to the\nreference',
+    'true\nreward',
+)
+
+
+def render(outcomes: Sequence[Outcome]) -> Table:
+    """One row a policy, within 80 columns; ± is one standard error."""
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column('policy', no_wrap=True)
+    for heading in HEADINGS:
+        table.add_column(heading, justify='right', no_wrap=True)
+    for outcome in outcomes:
+        table.add_row(*_cells(outcome))
+    return table
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    line = outcome.linearity
+    return [
+        outcome.name,
+        f'{outcome.accuracy:.3f}',
+        f'{outcome.margin:.3f}',
+        '-' if math.isnan(line.mean_pearson) else f'{line.mean_pearson:.3f}',
+        f'{line.mean_slope1_error:.3f}',
+        f'{line.mean_slope1_root:.3f}',
+        _with_error(outcome.kl),
+        _with_error(outcome.reward),
+    ]
+
+
+def _with_error(estimate: Estimate) -> str:
+    return f'{estimate.mean:.2f} ± {estimate.error:.2f}'
+
+
+def as_record(outcome: Outcome) -> dict[str, float | str | None]:
+    """The same numbers for results.json."""
+    line = outcome.linearity
+    pearson = line.mean_pearson
+    return {
+        'policy': outcome.name,
+        'accuracy': outcome.accuracy,
+        'margin': outcome.margin,
+        'pearson': None if math.isnan(pearson) else pearson,
+        'slope1_error': line.mean_slope1_error,
+        'slope1_root': line.mean_slope1_root,
+        'kl': outcome.kl.mean,
+        'kl_standard_error': outcome.kl.error,
+        'reward': outcome.reward.mean,
+        'reward_standard_error': outcome.reward.error,
+    }
+
+
+def notes(held_out: int, own: int, off_topic: int, fresh: int, beta: float) -> list[str]:
+    """What the columns are, a line each."""
+    return [
+        f'Accuracy, margin: {held_out} held-out prompts with one labelled pair each.',
+        f'Pearson, slope-1 error: of r_theta = {beta} log(policy / reference) and the true',
+        f'reward over {own} samples of the reference and {off_topic} off-topic responses, by',
+        'prompt, then the mean. The error is a mean square; its root is in reward.',
+        f'KL (nats), true reward: {fresh} fresh samples a prompt, ± one standard error.',
+    ]
