@@ -127,6 +127,22 @@ def test_sft_needs_no_reference_and_learns(folder):
     assert last < first - 0.5
 
 
+def test_bfloat16_with_adafactor_and_rematerialisation_learns(folder):
+    run = small_run.config(
+        folder,
+        'bfloat16',
+        model__compute_dtype='bfloat16',
+        model__remat='full',
+        optim__name='adafactor',
+        mesh__tensor=2,
+    )
+    result = train(run)
+    first, last = result.summary['eval_first'], result.summary['eval_last']
+    assert first['eval/loss'] == pytest.approx(math.log(4), abs=0.02)
+    assert last['eval/loss'] < first['eval/loss'] - 0.3
+    assert result.params['embed'].dtype == np.float32
+
+
 def test_the_guard_stops_a_policy_that_is_not_its_reference(folder, monkeypatch):
     from epa_jax.cached_reference import CachedReference
 
