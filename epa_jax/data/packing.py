@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from epa_jax.config import ConfigError
 from epa_jax.types import PackedBatch, TokenGroup
 
 ROW_MULTIPLE = 128  # automatic row lengths are multiples of it
@@ -43,14 +44,14 @@ def plan(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
       Indices of groups by row; every group is in exactly one row.
 
     Raises:
-      ValueError: a group is longer than a row.
+      ConfigError: a group is longer than a row.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rows: list[list[int]] = []
     room: list[int] = []
     for i in order:
         if lengths[i] > layout.row_length:
-            raise ValueError(
+            raise ConfigError(
                 f'a prompt with its responses has {lengths[i]} tokens and rows hold '
                 f'{layout.row_length}; set batch.row_length to '
                 f'{automatic_row_length(lengths[i])} or more, or 0 to choose it'
@@ -90,7 +91,8 @@ def pack(
       As many micro-batches as the groups need; the last is filled with empty rows.
 
     Raises:
-      ValueError: a group is longer than a row or has more than K responses.
+      ConfigError: a group is longer than a row.
+      ValueError: a group has more than K responses.
     """
     rows = plan([g.num_tokens for g in groups], layout)
     batches = []

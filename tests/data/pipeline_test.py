@@ -1,0 +1,160 @@
+"""Steps of a run: order, draws, resume, processes, and the reference's visits."""
+
+import collections
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from epa_jax.data.negatives import NegativeRule
+from epa_jax.data.packing import Layout
+from epa_jax.data.pipeline import CHUNK, Pipeline, Visits
+from tests.data.token_examples import random_examples
+
+SIZE, PROMPTS = 11, 4
+EXAMPLES = random_examples(SIZE)
+VISITS = Visits(size=SIZE, prompts=PROMPTS, seed=5, shuffle=True, resample=True)
+PIPELINE = Pipeline(EXAMPLES, NegativeRule(5, 2, 3, 'any'), VISITS, Layout(2, 128, 3, 6))
+
+
+def take(pipeline, count):
+    return list(itertools.islice(pipeline.steps(), count))
+
+
+def keys(step):
+    return sorted(int(k) for batch in step for k in batch.keys.ravel() if k >= 0)
+
+
+def assert_same(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_every_epoch_visits_every_example_once(shuffle):
+    dataset = dataclasses.replace(VISITS, shuffle=shuffle).dataset()
+    epochs = [[dataset[e * SIZE + i] for i in range(SIZE)] for e in range(4)]
+    for epoch, visits in enumerate(epochs):
+        assert sorted(visits) == [(epoch, i) for i in range(SIZE)]
+    orders = {tuple(index for _, index in visits) for visits in epochs}
+    assert len(orders) == (4 if shuffle else 1)
+    assert shuffle or orders == {tuple(range(SIZE))}
+
+
+def test_the_order_follows_from_the_seed():
+    def order(seed):
+        dataset = dataclasses.replace(VISITS, seed=seed).dataset()
+        return [dataset[i] for i in range(3 * SIZE)]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_the_first_draw_is_kept_without_resampling():
+    visits = dataclasses.replace(VISITS, resample=False)
+    pipeline = dataclasses.replace(PIPELINE, visits=visits)
+    assert visits.first(20) == [(0, i) for i in range(SIZE)]
+    steps = take(pipeline, 8)
+    tokens = collections.defaultdict(set)
+    for batch in itertools.chain(*steps):
+        for b, g in np.argwhere(batch.keys >= 0):
+            where = batch.segments[b] == g + 1
+            tokens[int(batch.keys[b, g])].add(batch.tokens[b, where].tobytes())
+    assert set(tokens) == set(range(SIZE))
+    assert all(len(different) == 1 for different in tokens.values())
+
+
+def test_negatives_are_drawn_anew_in_every_epoch():
+    groups = [[PIPELINE.group((draw, i)) for i in range(SIZE)] for draw in range(2)]
+    first, second = ([g.response_ids for g in epoch] for epoch in groups)
+    same = [np.array_equal(a[-1], b[-1]) for a, b in zip(first, second, strict=True)]
+    assert sum(same) < SIZE / 2
+
+
+def test_every_step_has_exactly_its_prompts():
+    for number, step in enumerate(take(PIPELINE, 9)):
+        assert len(keys(step)) == PROMPTS
+        visits = [VISITS.dataset()[i] for i in range(4 * number, 4 * number + 4)]
+        assert keys(step) == sorted(draw * SIZE + index for draw, index in visits)
+
+
+def test_prompts_of_a_step_may_exceed_the_examples():
+    visits = dataclasses.replace(VISITS, prompts=25)
+    (step,) = take(dataclasses.replace(PIPELINE, visits=visits), 1)
+    assert keys(step) == list(range(22)) + sorted(keys(step)[22:])
+    assert len(keys(step)) == 25
+
+
+@pytest.mark.parametrize('position', [0, 1, 3, 7])
+def test_resume_equals_an_uninterrupted_run(position):
+    whole = take(PIPELINE, 10)
+    stopped = PIPELINE.steps()
+    for _ in range(position):
+        next(stopped)
+    state = json.loads(json.dumps(stopped.get_state()))
+    resumed = PIPELINE.steps()
+    resumed.set_state(state)
+    assert_same(list(itertools.islice(resumed, 10 - position)), whole[position:])
+
+
+def test_a_state_of_the_past_rewinds():
+    steps = PIPELINE.steps()
+    next(steps)
+    state = steps.get_state()
+    expected = [next(steps) for _ in range(3)]
+    steps.set_state(state)
+    assert_same([next(steps) for _ in range(3)], expected)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_together_make_the_steps_of_one(processes):
+    layout = dataclasses.replace(PIPELINE.layout, rows=4)
+    whole = take(dataclasses.replace(PIPELINE, layout=layout), 5)
+    share = 4 // processes
+    parts = [
+        take(
+            dataclasses.replace(
+                PIPELINE, layout=layout, row_slice=slice(share * p, share * (p + 1))
+            ),
+            5,
+        )
+        for p in range(processes)
+    ]
+    joined = [
+        [
+            jax.tree.map(lambda *rows: np.concatenate(rows), *batches)
+            for batches in zip(*step, strict=True)
+        ]
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+@pytest.mark.parametrize('steps', [1, 3, 9])
+def test_the_first_visits_are_those_of_the_steps(steps):
+    visited = {key for step in take(PIPELINE, steps) for key in keys(step)}
+    groups = [PIPELINE.group(visit) for visit in VISITS.first(steps)]
+    assert [group.key for group in groups] == sorted(visited)
+
+
+def test_one_pass_holds_every_example_once_in_order():
+    batches = list(PIPELINE.once())
+    assert sorted(keys(batches)) == list(range(SIZE))
+    assert_same(batches, list(PIPELINE.once()))
+
+
+def test_many_groups_are_packed_in_parts():
+    groups = [PIPELINE.group((draw, 0)) for draw in range(CHUNK + 3)]
+    assert keys(PIPELINE.batches(groups)) == [draw * SIZE for draw in range(CHUNK + 3)]
+
+
+def test_reference_log_probs_follow_their_prompt():
+    cache = np.arange(3 * SIZE * 6, dtype=np.float32).reshape(3 * SIZE, 6)
+    pipeline = dataclasses.replace(PIPELINE, ref_logps=cache)
+    for batch in itertools.chain(*take(pipeline, 8)):
+        real = batch.keys >= 0
+        np.testing.assert_array_equal(batch.ref_logps[real], cache[batch.keys[real]])
