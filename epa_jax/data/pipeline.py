@@ -70,7 +70,7 @@ class Pipeline:
     visits: Visits
     layout: Layout
     ref_logps: np.ndarray | None = None
-    row_slice: slice = slice(None)
+    row_slice: slice = dataclasses.field(default_factory=lambda: slice(None))
 
     def group(self, visit: tuple[int, int]) -> TokenGroup:
         """The prompt of a visit with its negatives."""
