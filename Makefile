@@ -33,7 +33,7 @@ test: env
 
 parity:
 	@./setup_env.sh parity
-	$(PYTEST) -m parity $(ARGS)
+	$(PYTEST) -m parity tests/parity $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .

@@ -11,7 +11,7 @@
 #   VENV     where it goes; default: .venv
 #   EXTRA    accelerator: tpu, cuda12 or cuda13; default: what VENV has, else the CPU
 #   EPA_PIP  1 installs with pip even where uv could be had
-#   TORCH    requirement for the parity tests; default: torch, within setup.cfg's range
+#   TORCH    version for the parity tests, such as torch==2.13.0; default: the newest
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -143,14 +143,11 @@ install_package() {
 
 # By pip even where uv is used: wheels for the CPU alone are found through pip's settings.
 install_torch() {
-  "$VENV/bin/python" -c 'import torch' 2>/dev/null && return
+  [ -f "$VENV/.epa_jax_parity" ] && return
   has_pip || install pip
   say "installing ${TORCH:-torch} into $VENV with pip"
-  if [ -n "${TORCH:-}" ]; then
-    "$VENV/bin/python" -m pip install -q "$TORCH"
-  else
-    "$VENV/bin/python" -m pip install -q -e '.[parity]'
-  fi
+  "$VENV/bin/python" -m pip install -q -e '.[parity]' "${TORCH:-torch}"
+  touch "$VENV/.epa_jax_parity"
 }
 
 lock() {
