@@ -1,5 +1,6 @@
 """Rows of tokens from groups of one prompt and its responses."""
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -48,28 +49,28 @@ def plan(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rows: list[list[int]] = []
-    room: list[int] = []
+    open_rows: list[tuple[int, int]] = []  # (room, row) that may take more, sorted
     for i in order:
-        if lengths[i] > layout.row_length:
-            raise ConfigError(
-                f'a prompt with its responses has {lengths[i]} tokens and rows hold '
-                f'{layout.row_length}; set batch.row_length to '
-                f'{automatic_row_length(lengths[i])} or more, or 0 to choose it'
-            )
-        fits = [
-            r
-            for r, row in enumerate(rows)
-            if room[r] >= lengths[i] and len(row) < layout.groups_per_row
-        ]
-        if fits:
-            best = min(fits, key=lambda r: (room[r], r))
+        _check_length(lengths[i], layout)
+        best = bisect.bisect_left(open_rows, (lengths[i], 0))
+        if best < len(open_rows):
+            room, row = open_rows.pop(best)
         else:
-            best = len(rows)
+            room, row = layout.row_length, len(rows)
             rows.append([])
-            room.append(layout.row_length)
-        rows[best].append(i)
-        room[best] -= lengths[i]
+        rows[row].append(i)
+        if len(rows[row]) < layout.groups_per_row:
+            bisect.insort(open_rows, (room - lengths[i], row))
     return rows
+
+
+def _check_length(length: int, layout: Layout) -> None:
+    if length > layout.row_length:
+        raise ConfigError(
+            f'a prompt with its responses has {length} tokens and rows hold '
+            f'{layout.row_length}; set batch.row_length to '
+            f'{automatic_row_length(length)} or more, or 0 to choose it'
+        )
 
 
 def pack(
@@ -113,7 +114,7 @@ def _fill(
         for g, group in enumerate(row):
             _check_responses(group, layout)
             token_at, score_at = _place(batch, b, g, group, token_at, score_at)
-            if ref_logps is not None:
+            if ref_logps is not None and batch.ref_logps is not None:
                 batch.ref_logps[b, g] = ref_logps[group.key]
     return batch
 
