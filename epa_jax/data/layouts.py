@@ -1,7 +1,8 @@
 r"""Records of the field's data sets as examples.
 
 pairs  {prompt?, chosen, rejected}: TRL's layouts. Text or lists of messages; without a
-       prompt it is what chosen and rejected share at the start.
+       prompt it is what chosen and rejected share at the start. With a prompt, rejected
+       may be a list of texts. score_chosen and score_rejected are ratings.
 hh     {chosen, rejected}: HH-RLHF transcripts of "\n\nHuman:" and "\n\nAssistant:".
 rated  {prompt, responses: [{text, rating}]}, {prompt, responses, ratings}, or
        UltraFeedback as published {instruction, completions: [{response, overall_score}]}.
@@ -19,6 +20,7 @@ Record = Mapping[str, Any]
 
 _TURN = re.compile(r'\n\n(Human|Assistant):[ ]?')
 _SPEAKERS = {'Human': 'user', 'Assistant': 'assistant'}
+_PROMPT_LIKE = ('question', 'instruction', 'input', 'query', 'context')
 
 
 class RecordError(ValueError):
@@ -40,7 +42,10 @@ def to_example(record: Any, layout: str, origin: str) -> Example:
         raise RecordError(f'expected an object, found {type(record).__name__}')
     if layout == 'auto':
         layout = detect(record)
-    return LAYOUTS[layout](record, origin)
+    example = LAYOUTS[layout](record, origin)
+    if not all(isinstance(text, str) for text in example.responses):
+        raise RecordError('responses: expected text')
+    return example
 
 
 def detect(record: Record) -> str:
@@ -56,6 +61,10 @@ def detect(record: Record) -> str:
     if 'responses' in record or 'completions' in record:
         return 'rated'
     if 'completion' in record or 'messages' in record:
+        if 'label' in record:
+            raise RecordError(
+                'unpaired feedback (completion with a label) is not supported'
+            )
         return 'sft'
     raise RecordError(
         f'keys {sorted(record)} fit no layout; expected chosen and rejected, responses '
@@ -65,11 +74,16 @@ def detect(record: Record) -> str:
 
 def _pairs(record: Record, origin: str) -> Example:
     chosen, rejected = _get(record, 'chosen'), _get(record, 'rejected')
+    prompt = record.get('prompt')
+    if isinstance(chosen, str) and _is_texts(rejected):
+        texts = (chosen, *rejected)
+        roles = (Role.CHOSEN, *[Role.REJECTED] * len(rejected))
+        return Example(_prompt(_get(record, 'prompt')), texts, roles, None, origin)
     if type(chosen) is not type(rejected):
         raise RecordError('chosen and rejected are of different types')
-    prompt = record.get('prompt')
     if isinstance(chosen, str):
         if prompt is None:
+            _refuse_other_prompts(record)
             prompt, (chosen, rejected) = _shared_text(chosen, rejected)
         prompt = _prompt(prompt)
         texts = (chosen, rejected)
@@ -79,6 +93,19 @@ def _pairs(record: Record, origin: str) -> Example:
     known = all(isinstance(s, int | float) for s in scores)
     ratings = tuple(float(s) for s in scores if s is not None) if known else None
     return Example(prompt, texts, (Role.CHOSEN, Role.REJECTED), ratings, origin)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
+
+
+def _refuse_other_prompts(record: Record) -> None:
+    """A prompt of another name must not be taken for one that chosen and rejected hold."""
+    found = [key for key in _PROMPT_LIKE if key in record]
+    if found:
+        raise RecordError(
+            f'prompt is missing, but there is {found[0]}: rename it to prompt'
+        )
 
 
 def _pair_of_messages(
@@ -164,8 +191,6 @@ def _rated(record: Record, origin: str) -> Example:
         raise RecordError(
             f'{len(texts)} responses, {len(ratings)} ratings; expected as many, 2 or more'
         )
-    if not all(isinstance(text, str) for text in texts):
-        raise RecordError('responses: expected text')
     best = ratings.index(max(ratings))
     roles = [Role.REJECTED] * len(texts)
     roles[best] = Role.CHOSEN

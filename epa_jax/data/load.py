@@ -13,7 +13,9 @@ from epa_jax.data.tokenise import TokeniseReport, prompt_key, tokenise
 from epa_jax.schema import DataConfig
 from epa_jax.types import Example, TokenExample
 
-NO_NEGATIVE = 'no response differs from the chosen one in text and rating'
+NO_NEGATIVE = 'too few responses differ from the chosen one in text and rating'
+HELD_OUT = 'its prompt is held out'
+BEYOND_LIMIT = 'beyond data.max_examples'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +52,21 @@ def load_datasets(
       ConfigError: nothing remains to train on.
     """
     examples, read = read_examples(cfg.train, layout=cfg.layout, bad_lines=cfg.bad_lines)
-    reads, held_out = [read], []
+    reads = [read]
+    held_out: list[Example] = []
+    shared: list[Example] = []
     if cfg.eval:
         held_out, read = read_examples(
             cfg.eval, layout=cfg.layout, bad_lines=cfg.bad_lines, limit=cfg.eval_examples
         )
         reads.append(read)
-        examples = _without_prompts_of(examples, held_out)
+        examples, shared = _without_prompts_of(examples, held_out)
     elif cfg.eval_examples:
         examples, held_out = split_examples(examples, cfg.eval_examples, cfg.split_seed)
-    if cfg.max_examples:
-        examples = examples[: cfg.max_examples]
-    train, report = tokenise(examples, tokenizer, cfg)
+    limit = cfg.max_examples or len(examples)
+    train, report = tokenise(examples[:limit], tokenizer, cfg)
+    report.drop(HELD_OUT, [example.origin for example in shared])
+    report.drop(BEYOND_LIMIT, [example.origin for example in examples[limit:]])
     train = _with_negatives(train, report, min_strong)
     kept, held_out_report = tokenise(held_out, tokenizer, cfg)
     kept = _with_negatives(kept, held_out_report, min_strong)
@@ -119,18 +124,22 @@ def split_examples(
 
 def _without_prompts_of(
     examples: Sequence[Example], held_out: Sequence[Example]
-) -> list[Example]:
+) -> tuple[list[Example], list[Example]]:
+    """Examples whose prompt is not held out, and those whose prompt is."""
     keys = {prompt_key(example.prompt) for example in held_out}
-    return [example for example in examples if prompt_key(example.prompt) not in keys]
+    kept: list[Example] = []
+    shared: list[Example] = []
+    for example in examples:
+        (shared if prompt_key(example.prompt) in keys else kept).append(example)
+    return kept, shared
 
 
 def _with_negatives(
     examples: list[TokenExample], report: TokeniseReport, min_strong: int
 ) -> list[TokenExample]:
-    if not min_strong:
-        return examples
-    kept = [e for e in examples if strong_candidates(e)]
+    kept = [e for e in examples if len(strong_candidates(e)) >= min_strong]
     if len(kept) < len(examples):
-        report.dropped[NO_NEGATIVE] += len(examples) - len(kept)
+        left = {id(e) for e in kept}
+        report.drop(NO_NEGATIVE, [e.origin for e in examples if id(e) not in left])
         report.kept = len(kept)
     return kept

@@ -9,7 +9,10 @@ import numpy as np
 from epa_jax.data.load import Datasets
 from epa_jax.data.packing import plan
 from epa_jax.data.pipeline import Pipeline
+from epa_jax.data.tokenise import TokeniseReport
 from epa_jax.types import Role, TokenExample, TokenGroup
+
+SAMPLE = 50  # steps whose packing is tried out
 
 
 def data_report(
@@ -32,7 +35,9 @@ def data_report(
     step_tokens = float(np.mean(lengths)) * data.visits.prompts
     return {
         'read': {r.source: r.read for r in datasets.read},
-        'skipped_lines': {r.source: dict(r.skipped) for r in datasets.read if r.skipped},
+        'skipped_lines': {
+            r.source: _reasons(r.skipped, r.first_skipped) for r in datasets.read
+        },
         'train': _examples(datasets.train) | _fate(datasets.tokenised),
         'held_out': _examples(datasets.held_out) | _fate(datasets.held_out_tokenised),
         'visits': {
@@ -42,12 +47,16 @@ def data_report(
             'tokens_per_prompt': _spread(lengths),
             'responses': _roles(groups),
         },
-        'rows': _rows(groups, data),
+        'rows': _rows(data, min(total_steps, SAMPLE)),
         'compute': {
             'tokens_per_step': step_tokens,
             'flops_per_step': 6.0 * matrix_params * step_tokens,
         },
     }
+
+
+def _reasons(counts: Mapping[str, int], first: Mapping[str, str]) -> dict[str, Any]:
+    return {why: {'count': n, 'first': first[why]} for why, n in counts.items()}
 
 
 def _examples(examples: Sequence[TokenExample]) -> dict[str, Any]:
@@ -62,12 +71,13 @@ def _examples(examples: Sequence[TokenExample]) -> dict[str, Any]:
     }
 
 
-def _fate(report: Any) -> dict[str, Any]:
+def _fate(report: TokeniseReport) -> dict[str, Any]:
     return {
-        'dropped': dict(report.dropped),
+        'dropped': _reasons(report.dropped, report.first_dropped),
         'dropped_responses': dict(report.dropped_responses),
         'truncated_prompts': report.truncated_prompts,
         'truncated_responses_without_eos': report.truncated_responses,
+        'responses_with_eos_inside': report.eos_inside,
     }
 
 
@@ -99,22 +109,20 @@ def _roles(groups: Iterable[TokenGroup]) -> dict[str, int]:
     return {Role(role).name.lower(): count for role, count in sorted(counts.items())}
 
 
-def _rows(groups: Sequence[TokenGroup], data: Pipeline) -> dict[str, Any]:
-    """Fill of the packed rows, over up to 50 steps' worth of prompts."""
-    size, layout = data.visits.prompts, data.layout
-    starts = range(0, min(len(groups), 50 * size) - size + 1, size) or [0]
-    rows = micro_batches = tokens = 0
-    for start in starts:
-        lengths = [g.num_tokens for g in groups[start : start + size]]
-        used = len(plan(lengths, layout))
-        micro_batches += -(-used // layout.rows)
-        rows += used
+def _rows(data: Pipeline, steps: int) -> dict[str, Any]:
+    """Fill of the packed rows of the first steps."""
+    visits, layout = data.visits.dataset(), data.layout
+    micro_batches = tokens = 0
+    for step in range(steps):
+        here = range(step * data.visits.prompts, (step + 1) * data.visits.prompts)
+        lengths = [data.group(visits[i]).num_tokens for i in here]
+        micro_batches += -(-len(plan(lengths, layout)) // layout.rows)
         tokens += sum(lengths)
     cells = micro_batches * layout.rows * layout.row_length
     return {
         'row_length': layout.row_length,
         'rows_per_micro_batch': layout.rows,
-        'micro_batches_per_step': micro_batches / len(starts),
+        'micro_batches_per_step': micro_batches / steps,
         'padding': 1 - tokens / cells,
     }
 
@@ -123,9 +131,11 @@ def render(report: Mapping[str, Any]) -> str:
     """The report as text, a fact a line."""
     lines = ['data report']
     for source, count in report['read'].items():
-        skipped = report['skipped_lines'].get(source, {})
         lines.append(f'  read       {count} examples from {source}')
-        lines += [f'  skipped    {n} lines: {why}' for why, n in skipped.items()]
+        lines += [
+            f'  skipped    {skip["count"]} lines: {why} (first {skip["first"]})'
+            for why, skip in report['skipped_lines'][source].items()
+        ]
     for part in ('train', 'held_out'):
         lines += _render_part(part, report[part])
     visits, rows, compute = report['visits'], report['rows'], report['compute']
@@ -145,8 +155,6 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _render_part(name: str, part: Mapping[str, Any]) -> list[str]:
-    if not part['examples']:
-        return []
     lines = [f'  {name:10} {part["examples"]} examples']
     facts = {
         'duplicate prompts': part['duplicate_prompts'],
@@ -154,13 +162,19 @@ def _render_part(name: str, part: Mapping[str, Any]) -> list[str]:
         'with a tie for the best rating': part['with_tied_best'],
         'prompts truncated on the left': part['truncated_prompts'],
         'responses truncated, EOS lost': part['truncated_responses_without_eos'],
+        'responses with an EOS before their end': part['responses_with_eos_inside'],
     }
-    facts |= {f'examples dropped: {why}': n for why, n in part['dropped'].items()}
+    facts |= {
+        f'examples dropped: {why} (first {drop["first"]})': drop['count']
+        for why, drop in part['dropped'].items()
+    }
     facts |= {
         f'responses dropped: {why}': n for why, n in part['dropped_responses'].items()
     }
     lines += [f'{"":13}{count} {fact}' for fact, count in facts.items() if count]
     prompt, response = part['prompt_tokens'], part['response_tokens']
+    if not part['examples']:
+        return lines
     lines.append(
         f'{"":13}tokens (median / 95 % / max): prompt {prompt["median"]:.0f} / '
         f'{prompt["p95"]:.0f} / {prompt["max"]:.0f}, response {response["median"]:.0f} / '

@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,7 @@ def read_examples(
             break
         try:
             if isinstance(record, json.JSONDecodeError):
-                raise RecordError(f'not JSON: {record}')
+                raise RecordError(f'not JSON: {record.msg} (column {record.colno})')
             examples.append(to_example(record, layout, origin))
         except RecordError as error:
             if bad_lines == 'error':
@@ -85,7 +86,7 @@ def read_examples(
 
 def records(source: str) -> Iterator[tuple[str, Any]]:
     """(where, record) in order; a line that is not JSON is given as its error."""
-    path = pathlib.Path(source)
+    path = pathlib.Path(source).expanduser()
     if path.is_dir():
         yield from _numbered(source, _from_disk(path))
     elif path.is_file():
@@ -107,20 +108,26 @@ def _numbered(source: str, rows: Any) -> Iterator[tuple[str, Any]]:
 
 def _from_file(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     if path.name.endswith('.parquet'):
-        rows = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-        yield from _numbered(str(path), rows)
+        yield from _numbered(str(path), _from_parquet(path))
         return
     if not path.name.endswith(SUFFIXES):
         raise DataError(f'{path}: expected a file ending in {", ".join(SUFFIXES)}')
     opener = gzip.open if path.name.endswith('.gz') else open
     try:
-        with opener(path, 'rt', encoding='utf-8') as file:
+        with opener(path, 'rt', encoding='utf-8-sig') as file:
             if path.name.removesuffix('.gz').endswith('.json'):
                 yield from _numbered(str(path), _json_list(path, file.read()))
             else:
                 yield from _lines(path, file)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f'{path}: cannot be read: {error}') from error
+
+
+def _from_parquet(path: pathlib.Path) -> datasets.Dataset:
+    try:
+        return datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f'{path}: cannot be read as parquet: {error}') from error
 
 
 def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[str, Any]]:
@@ -136,7 +143,8 @@ def _json_list(path: pathlib.Path, text: str) -> list[Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f'{path}: not JSON: {error}') from error
+        hint = '; name a file of one record a line .jsonl' if '\n{' in text else ''
+        raise DataError(f'{path}: not JSON: {error}{hint}') from error
     if not isinstance(value, list):
         raise DataError(f'{path}: expected a list of records, found {type(value).__name__}')
     return value

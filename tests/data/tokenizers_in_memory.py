@@ -1,0 +1,94 @@
+"""Tokenizers of the kinds that models come with, trained on a few lines."""
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import PreTrainedTokenizerFast
+
+CORPUS = [
+    'The quick brown fox jumps over the lazy dog. Hello there, how are you today?',
+    'hello hello hello; once upon a time there was a little girl named Lily.',
+    'Human: what is it?\n\nAssistant: it is a test, and a test it is.\n\n\n',
+    '12 and 123 and 1,234.56! Ünïcode — naïve café 日本語 ...',
+] * 4
+CHATML = (
+    '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+# LLaMA 2's: the beginning and end of sequence are in the text
+INSTRUCTION = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} "
+    "[/INST]{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}"
+    "{% else %}{{ raise_exception('no ' + m.role + ' here') }}{% endif %}{% endfor %}"
+)
+
+
+def chatml(add_prefix_space=False, template=CHATML):
+    """Byte-level BPE without BOS; the padding token is the end of sequence."""
+    special = ['<|im_start|>', '<|im_end|>']
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token='<|im_end|>', pad_token='<|im_end|>'
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def sentencepiece_like(prefix='metaspace', template=None, closes_text=False):
+    """BPE on '▁' with byte fall-back and BOS, as LLaMA and Mistral have.
+
+    Args:
+      prefix: how a space comes before any text: 'metaspace' or the older 'normalizer'.
+      template: chat template.
+      closes_text: the tokenizer itself puts the end of sequence after any text.
+    """
+    special = ['<unk>', '<s>', '</s>']
+    core = Tokenizer(models.BPE(byte_fallback=True, unk_token='<unk>', fuse_unk=True))
+    if prefix == 'metaspace':
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
+    else:
+        core.normalizer = normalizers.Sequence(
+            [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
+        )
+    core.decoder = decoders.Sequence(
+        [
+            decoders.Replace('▁', ' '),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=' ', left=1),
+        ]
+    )
+    fallback = [f'<0x{byte:02X}>' for byte in range(256)]
+    core.train_from_iterator(
+        [word for line in CORPUS[:3] for word in line.replace('\n', ' ').split()],
+        trainers.BpeTrainer(
+            vocab_size=500, special_tokens=special + fallback, show_progress=False
+        ),
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single='<s> $A </s>' if closes_text else '<s> $A',
+        special_tokens=[('<s>', 1), ('</s>', 2)],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token='<s>', eos_token='</s>', unk_token='<unk>'
+    )
+    tokenizer.chat_template = template
+    return tokenizer
