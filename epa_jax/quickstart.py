@@ -57,9 +57,9 @@ class Settings:
     demonstrations: int = 9600
     sft_steps: int = 250
     sft_lr: float = 2e-3
-    pairs: int = 2000
+    pairs: int = 4800
     held_out: int = 200
-    steps: int = 180
+    steps: int = 150
     lr: float = 3e-4
     beta: float = 0.5
     own: int = 8
@@ -149,7 +149,7 @@ class Quickstart:
         ):
             world = self._world(part)
             drawn = world.sample(self._params(reference), each=2, stream=stream)
-            texts = [tuple(world.text(ids) for ids in two) for two in drawn.token_ids]
+            texts = [(world.text(a), world.text(b)) for a, b in drawn.token_ids]
             records = files.label_pairs(part, texts, self.seed + stream)
             files.write_jsonl(self.out / f'{name}.jsonl', records)
             gaps = np.array([r['reward_chosen'] - r['reward_rejected'] for r in records])

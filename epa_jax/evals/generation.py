@@ -1,21 +1,22 @@
 """Samples responses from a policy.
 
-There is no cache of keys and values: each token costs a pass over the whole row, which
-suits short rows.
+Prompts are read token by token like responses, so a batch costs as many small steps as
+its longest prompt and response have tokens together.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from epa_jax.models import transformer
+from epa_jax.models import decode, transformer
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import Params
 
-STRIDE = 8  # row lengths are multiples of it, and rows grow by it
+STRIDE = 32  # row lengths are multiples of it, for few compilations
 ROWS = 256  # most rows of a batch
 
 
@@ -59,7 +60,7 @@ def sample(
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(draws, jnp.uint32))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
-    rows = min(rows, len(prompts))
+    rows = max(min(rows, len(prompts)), 1)
     for start in range(0, len(prompts), rows):
         members = order[start : start + rows]
         padded = members + members[:1] * (rows - len(members))  # one shape for all
@@ -88,94 +89,97 @@ def _sample_rows(
     eos_id: int,
     temperature: float,
 ) -> list[np.ndarray]:
-    """Grows rows by `STRIDE` until all have ended; few shapes, no row much too long."""
-    starts = np.array([len(prompt) for prompt in prompts])
-    width = -(-int(starts.max()) // STRIDE) * STRIDE
+    starts = np.array([len(prompt) for prompt in prompts], np.int32)
+    width = -(-(int(starts.max()) + max_new_tokens) // STRIDE) * STRIDE
     tokens_BT = np.zeros((len(prompts), width), np.int32)
     for b, prompt in enumerate(prompts):
         tokens_BT[b, : len(prompt)] = prompt
-    limits = starts + max_new_tokens
-    ends, open_B = starts, np.ones(len(prompts), bool)
-    while open_B.any():
-        tokens_BT = np.pad(tokens_BT, ((0, 0), (0, STRIDE)))
-        tokens_BT, ends, open_B = jax.device_get(
-            _extend(
-                params,
-                tokens_BT,
-                ends,
-                open_B,
-                starts,
-                limits,
-                keys,
-                float(temperature),
-                eos_id,
-                spec=spec,
-                compute=compute,
-            )
-        )
-    return [row[start:end] for row, start, end in zip(tokens_BT, starts, ends, strict=True)]
+    settings = _Settings(
+        starts, starts + max_new_tokens, keys, np.float32(temperature), np.int32(eos_id)
+    )
+    out = _complete(params, tokens_BT, settings, spec=spec, compute=compute)
+    rows, ends = jax.device_get(out)
+    return [row[start:end] for row, start, end in zip(rows, starts, ends, strict=True)]
+
+
+class _Settings(NamedTuple):
+    """What is fixed while rows grow: lengths, int32 [B], keys [B] and two scalars."""
+
+    starts: jax.Array | np.ndarray
+    limits: jax.Array | np.ndarray
+    keys: jax.Array
+    temperature: jax.Array | np.floating
+    eos_id: jax.Array | np.integer
+
+
+class _Rows(NamedTuple):
+    """Rows that grow together.
+
+    Attributes:
+      tokens: int32 [B, T].
+      ends: int32 [B]; tokens of each row, prompt included.
+      is_open: bool [B]; the row has not ended.
+      cache: of the tokens before `place`.
+      place: int32 []; of the tokens to read next.
+    """
+
+    tokens: jax.Array
+    ends: jax.Array
+    is_open: jax.Array
+    cache: decode.Cache
+    place: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=('spec', 'compute'))
-def _extend(
+def _complete(
     params: Params,
     tokens_BT: jax.Array,
-    ends_B: jax.Array,
-    open_B: jax.Array,
-    starts_B: jax.Array,
-    limits_B: jax.Array,
-    keys_B: jax.Array,
-    temperature: jax.Array,
-    eos_id: jax.Array,
+    settings: _Settings,
     *,
     spec: ModelSpec,
     compute: transformer.Compute,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Appends tokens to open rows until each has ended, or a row is full.
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B, T] with responses, and where each row ends [B]."""
+    batch, length = tokens_BT.shape
 
-    Returns:
-      Tokens [B, T], where each row ends [B], and which have not ended [B].
-    """
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    ones_BT = jnp.ones_like(tokens_BT)
-    rows = jnp.arange(tokens_BT.shape[0])
-
-    def goes_on(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        _, ends, is_open = carry
-        return jnp.any(is_open) & (jnp.max(ends) < tokens_BT.shape[1])
-
-    def append(
-        carry: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        tokens, ends, is_open = carry
-        hidden = transformer.hidden_states(
+    def step(rows: _Rows) -> _Rows:
+        logits, cache = decode.next_logits(
             params,
-            tokens,
-            positions_BT,
-            ones_BT,
-            0 * ones_BT,
+            rows.cache,
+            rows.tokens[:, rows.place],
+            rows.place,
             spec=spec,
             compute=compute,
         )
-        head = transformer.head_weights(params).astype(hidden.dtype)
-        logits = jnp.einsum(
-            'bd,vd->bv', hidden[rows, ends - 1], head, preferred_element_type=jnp.float32
+        place = rows.place + 1
+        writes = rows.is_open & (place >= settings.starts)
+        chosen = _choose(logits, place - settings.starts, settings)
+        kept = jnp.where(writes, chosen, rows.tokens[:, place])
+        return _Rows(
+            tokens=rows.tokens.at[:, place].set(kept),
+            ends=rows.ends + writes,
+            is_open=rows.is_open
+            & ~(writes & (chosen == settings.eos_id))
+            & (place + 1 < settings.limits),
+            cache=cache,
+            place=place,
         )
-        chosen = _choose(logits, keys_B, ends - starts_B, temperature)
-        place = jnp.where(is_open, ends, tokens.shape[1])  # beyond the row: not written
-        tokens = tokens.at[rows, place].set(chosen, mode='drop')
-        ends = ends + is_open
-        return tokens, ends, is_open & (chosen != eos_id) & (ends < limits_B)
 
-    return jax.lax.while_loop(goes_on, append, (tokens_BT, ends_B, open_B))
+    first = _Rows(
+        tokens=jnp.asarray(tokens_BT),
+        ends=jnp.asarray(settings.starts),
+        is_open=jnp.asarray(settings.limits > settings.starts),
+        cache=decode.empty_cache(spec, batch, length, compute.dtype),
+        place=jnp.zeros((), jnp.int32),
+    )
+    last = jax.lax.while_loop(lambda rows: jnp.any(rows.is_open), step, first)
+    return last.tokens, last.ends
 
 
-def _choose(
-    logits_BV: jax.Array, keys_B: jax.Array, counts_B: jax.Array, temperature: jax.Array
-) -> jax.Array:
+def _choose(logits_BV: jax.Array, counts_B: jax.Array, settings: _Settings) -> jax.Array:
     """A token for each row, int32 [B]; `counts_B` tokens were chosen before."""
-    keys = jax.vmap(jax.random.fold_in)(keys_B, counts_B)
-    scaled = logits_BV / jnp.where(temperature > 0, temperature, 1.0)
+    keys = jax.vmap(jax.random.fold_in)(settings.keys, counts_B)
+    hot = settings.temperature > 0
+    scaled = logits_BV / jnp.where(hot, settings.temperature, 1.0)
     drawn = jax.vmap(jax.random.categorical)(keys, scaled)
-    likeliest = jnp.argmax(logits_BV, axis=-1)
-    return jnp.where(temperature > 0, drawn, likeliest).astype(jnp.int32)
+    return jnp.where(hot, drawn, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)

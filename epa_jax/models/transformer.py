@@ -18,6 +18,8 @@ from epa_jax.models import attention, rope
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import Params
 
+# queries [B, T, N, H], keys and values [B, T, M, H] -> [B, T, N, H]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 INIT_STDDEV = 0.02  # Hugging Face's initializer_range
 
 
@@ -102,7 +104,7 @@ class Layer(nnx.Module):
         self,
         x_BTD: jax.Array,
         cos_sin: tuple[jax.Array, jax.Array],
-        mask_BTT: jax.Array,
+        attend: Attend,
         spec: ModelSpec,
         compute: Compute,
     ) -> jax.Array:
@@ -110,7 +112,7 @@ class Layer(nnx.Module):
         q = rope.rotate(self.project(y, 'q', 'btd,dnh->btnh'), *cos_sin)
         k = rope.rotate(self.project(y, 'k', 'btd,dmh->btmh'), *cos_sin)
         v = self.project(y, 'v', 'btd,dmh->btmh')
-        y = attention.attend(q, k, v, mask_BTT, compute.attention)
+        y = attend(q, k, v)
         x = x_BTD + self.project(y, 'o', 'btnh,nhd->btd')
         y = rms_norm(x, self.mlp_norm[...], spec.norm_eps)
         gate = jax.nn.silu(self.project(y, 'gate', 'btd,df->btf'))
@@ -144,9 +146,12 @@ class Decoder(nnx.Module):
         x = compute.constrain(x, ('batch', None, None))
         graph, stacked = nnx.split(self.layers)
 
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention.attend(q, k, v, mask_BTT, compute.attention)
+
         def body(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
             layer = nnx.merge(graph, weights)
-            return layer(x, cos_sin, mask_BTT, spec, compute), None
+            return layer(x, cos_sin, attend, spec, compute), None
 
         x, _ = jax.lax.scan(_rematerialised(body, compute.remat), x, stacked)
         return rms_norm(x, self.norm[...], spec.norm_eps)
@@ -203,6 +208,11 @@ def num_params(spec: ModelSpec) -> int:
     return sum(p.size for p in jax.tree.leaves(abstract_params(spec, jnp.float32)))
 
 
+def decoder(params: Params, spec: ModelSpec) -> Decoder:
+    """The module with these parameters."""
+    return nnx.merge(_structure(spec)[0], params)
+
+
 def hidden_states(
     params: Params,
     tokens_BT: jax.Array,
@@ -227,10 +237,9 @@ def hidden_states(
     Returns:
       [B, T, D] in the compute dtype.
     """
-    decoder = nnx.merge(_structure(spec)[0], params)
     mask = attention.visible(positions_BT, segments_BT, branches_BT, spec.sliding_window)
     angles = rope.cos_sin(positions_BT, spec)
-    return decoder(tokens_BT, angles, mask, spec, compute)
+    return decoder(params, spec)(tokens_BT, angles, mask, spec, compute)
 
 
 def head_weights(params: Params) -> jax.Array:

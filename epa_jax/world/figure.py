@@ -41,30 +41,21 @@ def _draw_linearity(axes: Axes, outcomes: Sequence[Outcome], true_NK: np.ndarray
     for i, outcome in enumerate(outcomes, start=1):
         learned = centred(outcome.r_theta, everywhere).ravel()
         label = f'{outcome.name}, Pearson {outcome.linearity.mean_pearson:.2f}'
-        axes.scatter(
-            true, learned, s=7, alpha=0.35, color=COLOURS[i], linewidths=0, label=label
-        )
+        axes.scatter(true, learned, s=7, alpha=0.35, color=COLOURS[i], linewidths=0)
+        axes.scatter([], [], s=30, color=COLOURS[i], label=label)  # for the legend
     ends = np.array([true.min(), true.max()])
     axes.plot(ends, ends, color='black', linewidth=1, linestyle='--', label='slope 1')
     axes.set_xlabel('true reward, less its mean for the prompt')
     axes.set_ylabel(r'$r_\theta$, less its mean for the prompt')
     axes.set_title('Learned reward against true reward', loc='left')
-    legend = axes.legend(frameon=False, loc='upper left')
-    for handle in legend.legend_handles[: len(outcomes)]:
-        handle.set_alpha(1)
-        handle.set_sizes([30])
+    axes.legend(frameon=False, loc='upper left')
 
 
 def _draw_frontier(axes: Axes, outcomes: Sequence[Outcome], own_NK: np.ndarray) -> None:
     kl, reward = best_of_n(own_NK)
-    axes.plot(
-        kl,
-        reward,
-        color='#bbbbbb',
-        linewidth=1.2,
-        marker='.',
-        label=f'best of 1 to {len(kl)} reference samples, by the true reward',
-    )
+    axes.plot(kl, reward, color='#bbbbbb', linewidth=1.2, marker='.')
+    text = f'best of 1 to {len(kl)} reference samples,\nchosen by the true reward'
+    _note(axes, text, (kl[-1], reward[-1]), (-8, 6), '#777777', right=True)
     for outcome, colour, marker in zip(outcomes, COLOURS, MARKERS, strict=True):
         axes.errorbar(
             outcome.kl.mean,
@@ -76,9 +67,29 @@ def _draw_frontier(axes: Axes, outcomes: Sequence[Outcome], own_NK: np.ndarray) 
             markersize=7,
             capsize=3,
             linestyle='none',
-            label=outcome.name,
         )
+        at = (outcome.kl.mean, outcome.reward.mean)
+        _note(axes, outcome.name, at, (8, -14), colour)
+    axes.margins(x=0.12, y=0.12)
     axes.set_xlabel('KL to the reference, nats')
     axes.set_ylabel('true reward of fresh samples')
     axes.set_title('Reward against distance from the reference', loc='left')
-    axes.legend(frameon=False, loc='lower right')
+
+
+def _note(
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    offset: tuple[int, int],
+    colour: str,
+    right: bool = False,
+) -> None:
+    """Text beside a point, `offset` in points of type."""
+    axes.annotate(
+        text,
+        at,
+        offset,
+        textcoords='offset points',
+        color=colour,
+        ha='right' if right else 'left',
+    )

@@ -93,7 +93,7 @@ class World:
 
     def text(self, token_ids: np.ndarray) -> str:
         """Words of a response."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def sample(self, params: Params, each: int, stream: int) -> Responses:
         """`each` fresh responses to every prompt; other streams are independent."""

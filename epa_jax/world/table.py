@@ -21,7 +21,7 @@ HEADINGS = (
 
 def render(outcomes: Sequence[Outcome]) -> Table:
     """One row a policy, within 80 columns; ± is one standard error."""
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column('policy', no_wrap=True)
     for heading in HEADINGS:
         table.add_column(heading, justify='right', no_wrap=True)
@@ -71,7 +71,7 @@ def notes(held_out: int, own: int, off_topic: int, fresh: int, beta: float) -> l
     return [
         f'Accuracy, margin: {held_out} held-out prompts with one labelled pair each.',
         f'Pearson, slope-1 error: of r_theta = {beta} log(policy / reference) and the true',
-        f'reward over {own} samples of the reference and {off_topic} off-topic responses, by',
-        'prompt, then the mean. The error is a mean square; its root is in reward.',
+        f'reward over {own} samples of the reference and {off_topic} off-topic responses,',
+        'by prompt, then the mean. The error is a mean square.',
         f'KL (nats), true reward: {fresh} fresh samples a prompt, ± one standard error.',
     ]
