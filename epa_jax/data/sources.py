@@ -134,7 +134,7 @@ def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                yield f'{path}:{number}', json.loads(line)
+                yield f'{path}:{number}', json.loads(line.strip())
             except json.JSONDecodeError as error:
                 yield f'{path}:{number}', error
 
