@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from epa_jax import reference, sharding
 from epa_jax.data.pipeline import Pipeline
-from epa_jax.logprobs import response_table
 from epa_jax.schema import RunConfig
 from epa_jax.train_step import Objective
 from epa_jax.types import PackedBatch, Params, TokenGroup
@@ -52,7 +51,12 @@ class CachedReference:
           reference.StaleCacheError: the file was made from anything else.
         """
         groups = [pipeline.group(visit) for visit in visits]
-        made_from = reference.identity(self.params, self.run.model.compute_dtype, groups)
+        made_from = reference.identity(
+            self.params,
+            self.run.model.compute_dtype,
+            self.objective.loss.tail_weight,
+            groups,
+        )
         path = reference.cache_path(self.run.reference.cache_dir, made_from)
         path = pathlib.Path(cache_file) if cache_file else path
         shape = (len(groups), pipeline.layout.responses)
@@ -95,6 +99,5 @@ class CachedReference:
 
     def _logps(self, params: Params, batch: PackedBatch) -> tuple[jax.Array, jax.Array]:
         """Keys [N] and log-probs [N, K] of a micro-batch."""
-        spec, compute = self.objective.spec, self.objective.compute
-        table = response_table(params, batch, spec=spec, compute=compute)
-        return batch.keys.reshape(-1), table.logps
+        logps = self.objective.policy_table(params, batch).logps
+        return batch.keys.reshape(-1), logps

@@ -4,6 +4,7 @@ The vocabulary is met by `chunk` tokens of every row at a time, forward and back
 no array of shape [B, T, V] exists in either pass.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
-from epa_jax.types import PackedBatch, Params, ResponseTable
+from epa_jax.types import PackedBatch, Params, ResponseTable, Role
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -118,14 +119,45 @@ def _vjp_backward(chunk: int, residuals: tuple, grad_BS: jax.Array) -> tuple:
 token_logps.defvjp(_vjp_forward, _vjp_backward)
 
 
-def scored_token_logps(
-    params: Params,
-    batch: PackedBatch,
-    *,
-    spec: ModelSpec,
-    compute: transformer.Compute,
+def token_collisions(
+    hidden_BSD: jax.Array, head_VD: jax.Array, count: jax.Array, chunk: int
 ) -> jax.Array:
-    """Log-prob of every scored token: float32 [B, S], 0 at padding."""
+    """Log sum_v p(v)^2 of each predicted distribution; no gradient is defined.
+
+    Args:
+      hidden_BSD: state that predicts; S is a multiple of `chunk`.
+      head_VD: output head.
+      count: as in `token_logps`.
+      chunk: likewise.
+
+    Returns:
+      float32 [B, S]; 0 in chunks that hold only padding.
+    """
+
+    def body(i: jax.Array, collisions: jax.Array) -> jax.Array:
+        logits = _logits(_slice(hidden_BSD, i * chunk, chunk), head_VD)
+        squares = jax.nn.logsumexp(2 * logits, axis=-1)
+        value = squares - 2 * jax.nn.logsumexp(logits, axis=-1)
+        return _write(collisions, value, i * chunk)
+
+    zeros = jnp.zeros(hidden_BSD.shape[:2], jnp.float32)
+    return jax.lax.fori_loop(0, _num_chunks(count, chunk), body, zeros)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """What predicts the scored tokens, in a length that chunks divide."""
+
+    hidden: jax.Array
+    targets: jax.Array
+    valid: jax.Array
+    count: jax.Array
+    chunk: int
+
+
+def _scored(
+    params: Params, batch: PackedBatch, spec: ModelSpec, compute: transformer.Compute
+) -> _Scored:
     hidden = transformer.hidden_states(
         params,
         batch.tokens,
@@ -137,14 +169,11 @@ def scored_token_logps(
     )
     valid = batch.score_slots < batch.lengths[0].size
     chunk = min(compute.logprob_chunk, valid.shape[1])
-    positions, targets = (
-        _pad_to(x, chunk) for x in (batch.score_positions, batch.score_targets)
+    positions, targets, valid = (
+        _pad_to(x, chunk) for x in (batch.score_positions, batch.score_targets, valid)
     )
     hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-    count = jnp.max(jnp.sum(valid, axis=1))
-    head = transformer.head_weights(params)
-    logps = token_logps(hidden, head, targets, count, chunk)
-    return jnp.where(valid, logps[:, : valid.shape[1]], 0.0)
+    return _Scored(hidden, targets, valid, jnp.max(jnp.sum(valid, axis=1)), chunk)
 
 
 def _pad_to(x_BS: jax.Array, multiple: int) -> jax.Array:
@@ -157,25 +186,71 @@ def response_table(
     *,
     spec: ModelSpec,
     compute: transformer.Compute,
+    tail_weight: float = 1.0,
+    collision: bool = False,
 ) -> ResponseTable:
     """The table of a micro-batch: N = B * G prompts, empty places included.
 
     Log-probs are sums over response tokens, in float32.
+
+    Args:
+      params: of the model.
+      batch: a micro-batch.
+      spec: architecture.
+      compute: how to compute.
+      tail_weight: weight of the tokens of a response past the length of the shortest one
+        of its prompt's own (chosen and strong) responses; length-desensitised DPO,
+        arXiv:2409.06411.
+      collision: fill `log_collision`, at the cost of another pass over the vocabulary.
     """
-    token_logps_BS = scored_token_logps(params, batch, spec=spec, compute=compute)
+    scored = _scored(params, batch, spec, compute)
+    head = transformer.head_weights(params)
+    logps_BS = token_logps(scored.hidden, head, scored.targets, scored.count, scored.chunk)
+    logps_BS = jnp.where(scored.valid, logps_BS, 0.0)[:, : batch.score_slots.shape[1]]
+    if tail_weight != 1:
+        logps_BS *= jnp.where(_in_tail(batch), tail_weight, 1.0)
     rows, groups, responses = batch.roles.shape
-    slots = groups * responses
-    sums = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, num_segments=slots))(
-        token_logps_BS, batch.score_slots
-    )
 
     def flat(x: jax.Array) -> jax.Array:
         return jnp.reshape(x, (rows * groups, responses))
 
+    log_collision = None
+    if collision:
+        hidden, head = jax.lax.stop_gradient((scored.hidden, head))
+        values = token_collisions(hidden, head, scored.count, scored.chunk)
+        values = jnp.where(scored.valid, values, 0.0)[:, : batch.score_slots.shape[1]]
+        mean = flat(_sum_by_slot(values, batch)) / jnp.maximum(flat(batch.lengths), 1)
+        log_collision = mean
     return ResponseTable(
-        logps=flat(sums),
+        logps=flat(_sum_by_slot(logps_BS, batch)),
         ref_logps=None if batch.ref_logps is None else flat(batch.ref_logps),
         lengths=flat(batch.lengths),
         roles=flat(batch.roles),
         ratings=flat(batch.ratings),
+        log_collision=log_collision,
     )
+
+
+def _sum_by_slot(values_BS: jax.Array, batch: PackedBatch) -> jax.Array:
+    """Sums over the scored tokens of each response, [B, G * K]."""
+    slots = batch.lengths[0].size
+    sums = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, num_segments=slots))
+    return sums(values_BS, batch.score_slots)
+
+
+def _in_tail(batch: PackedBatch) -> jax.Array:
+    """Scored tokens past the shortest own response of their prompt: bool [B, S]."""
+    own = (batch.roles == Role.CHOSEN) | (batch.roles == Role.REJECTED)
+    longest = jnp.iinfo(jnp.int32).max
+    shortest = jnp.min(jnp.where(own, batch.lengths, longest), axis=2, keepdims=True)
+    limits = jnp.broadcast_to(shortest, batch.lengths.shape).reshape(len(own), -1)
+    slots = jnp.minimum(batch.score_slots, limits.shape[1] - 1)
+    limit = jnp.take_along_axis(limits, slots, axis=1)
+    return _place_in_response(batch.score_slots) >= limit
+
+
+def _place_in_response(slots_BS: jax.Array) -> jax.Array:
+    """How many scored tokens of the same response come before each; they are adjacent."""
+    index = jnp.broadcast_to(jnp.arange(slots_BS.shape[1]), slots_BS.shape)
+    starts = jnp.pad(slots_BS[:, 1:] != slots_BS[:, :-1], ((0, 0), (1, 0)))
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)

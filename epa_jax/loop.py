@@ -9,6 +9,7 @@ import jax
 
 from epa_jax import guard
 from epa_jax.checkpoints import Checkpoints
+from epa_jax.coupling import gather, scatter
 from epa_jax.data.packing import real_tokens
 from epa_jax.evals.preference import evaluate
 from epa_jax.metrics import finalise
@@ -119,13 +120,22 @@ class Loop:
         return every > 0 and self.step % every == 0
 
     def _update(self, micro_batches: list[PackedBatch]) -> Metrics:
-        programs = self.job.programs
+        programs, ref_params = self.job.programs, self.job.ref_params
+        params, loss_state = self.state.params, ()
         total = programs.zero()
-        for batch in micro_batches:
-            placed = programs.place(batch)
-            ref_params = self.job.ref_params
-            total = programs.accumulate(total, self.state.params, ref_params, placed)
-        self.state, metrics = programs.update(self.state, total)
+        placed = [programs.place(batch) for batch in micro_batches]
+        if self.job.loss.needs.couples_prompts:
+            tables = [programs.table(params, ref_params, batch) for batch in placed]
+            whole = gather(tables)
+            coupled = programs.couple(whole.table, self.state.loss_state)
+            loss_state = coupled.loss_state
+            parts = scatter(coupled, whole.places)
+            for batch, part in zip(placed, parts, strict=True):
+                total = programs.pull(total, params, ref_params, batch, part)
+        else:
+            for batch in placed:
+                total = programs.accumulate(total, params, ref_params, batch)
+        self.state, metrics = programs.update(self.state, total, loss_state)
         return metrics
 
     def _count(self, micro_batches: list[PackedBatch]) -> int:
@@ -177,9 +187,8 @@ class Loop:
             return
         programs = self.job.programs
         metrics = evaluate(
-            programs.measure,
-            programs.place,
-            self.state.params,
+            programs,
+            self.state,
             self.job.ref_params,
             self.job.held_out.once(),
         )

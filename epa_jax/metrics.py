@@ -8,19 +8,20 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from epa_jax.losses.rewards import chosen_value, rewards, role_masks
-from epa_jax.types import ResponseTable, Role, WeightedSum
+from epa_jax.losses.rewards import chosen_value, implicit_rewards, role_masks
+from epa_jax.types import ResponseTable, WeightedSum
 
 
 def preference_metrics(
-    table: ResponseTable, loss_N: jax.Array, beta: float
+    table: ResponseTable, loss_N: jax.Array, beta: float, per_token: bool = False
 ) -> dict[str, WeightedSum]:
     """Metrics of a batch, each a mean over the prompts that have what it is about.
 
     A prompt with several strong (or weak) negatives counts once, with their mean.
 
       loss                 of `loss_N`
-      rewards/chosen       beta * (logps - ref_logps); beta * logps without a reference
+      rewards/chosen       beta * (logps - ref_logps); beta * logps without a reference;
+                           either divided by the length if the loss is about means
       rewards/rejected     the same of strong negatives
       rewards/weak         the same of weak negatives
       rewards/margins      chosen less the mean strong negative
@@ -34,12 +35,13 @@ def preference_metrics(
       table: response table.
       loss_N: loss of each prompt, [N].
       beta: scale of the rewards; that of the loss.
+      per_token: the loss is about means over tokens.
 
     Returns:
       Sums over prompts and their number, 0 for a role that no prompt has.
     """
     masks = role_masks(table)
-    r = _any_rewards(table, beta)
+    r = implicit_rewards(table, beta, per_token)
     r_chosen = chosen_value(r, masks)
     wins = jnp.where(r_chosen > r, 1.0, jnp.where(r_chosen == r, 0.5, 0.0))
     out = {
@@ -59,13 +61,6 @@ def finalise(sums: Mapping[str, WeightedSum]) -> dict[str, float]:
     """Divides every sum by its weight; leaves out those of weight 0, which say nothing."""
     fetched = jax.device_get(dict(sums))
     return {k: float(s.total / s.weight) for k, s in fetched.items() if s.weight > 0}
-
-
-def _any_rewards(table: ResponseTable, beta: float) -> jax.Array:
-    if table.ref_logps is not None:
-        return rewards(table, beta)
-    present = jnp.asarray(table.roles) != Role.PAD
-    return beta * jnp.where(present, table.logps, 0.0)
 
 
 def _mean_over(mask: jax.Array, values: jax.Array) -> WeightedSum:

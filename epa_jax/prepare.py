@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -21,11 +22,12 @@ from epa_jax.data.pipeline import Pipeline, Visits
 from epa_jax.data.report import data_report, render
 from epa_jax.formats.load import load_model, load_spec
 from epa_jax.formats.tokenizer import check_vocabulary
-from epa_jax.losses import Loss, check_needs, make_loss
+from epa_jax.loss_config import LossConfig
+from epa_jax.losses import Loss, check_needs, make_loss, needs_ratings
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
 from epa_jax.optim import make_optimizer
-from epa_jax.schema import LossConfig, RunConfig
+from epa_jax.schema import RunConfig
 from epa_jax.train_step import Objective, init_state
 from epa_jax.types import Params, TokenExample, TrainState
 
@@ -73,7 +75,7 @@ class Job:
     def initial_state(self) -> TrainState:
         """The train state before the first update, on the mesh; takes over `params`."""
         make = jax.jit(
-            lambda params: init_state(params, self.optimizer),
+            lambda params: init_state(params, self.optimizer, self.loss.nothing_carried()),
             out_shardings=programs_lib.shardings(self.abstract),
         )
         return make(self.params)
@@ -117,6 +119,8 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
     data, held_out = _pipelines(run, datasets, mesh, total_steps)
     spec, params = _load(run.model.path, run, mesh)
     _check_positions(spec, run)
+    if needs_ratings(loss, run.data.n_strong):
+        _check_ratings(datasets, loss)
     check_vocabulary(tokenizer, spec)
     if run.model.param_dtype == 'bfloat16':
         log.warning(
@@ -140,7 +144,7 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
         ref_params = None
     elif mode == 'in_step' and ref_params is params:
         ref_params = jax.tree.map(jnp.copy, params)  # the policy's buffers are donated
-    abstract = programs_lib.abstract_state(params, optimizer, mesh)
+    abstract = programs_lib.abstract_state(params, optimizer, mesh, loss.nothing_carried())
     example = packing.empty(data.layout.rows, data.layout, with_reference=mode == 'cached')
     programs = programs_lib.build(
         objective, optimizer, abstract, example, mesh, in_step_reference=mode == 'in_step'
@@ -258,6 +262,16 @@ def _load_reference(run: RunConfig, spec: ModelSpec, mesh: Mesh) -> Params:
             f'{", ".join(differing)}; expected the same architecture'
         )
     return ref_params
+
+
+def _check_ratings(datasets: Datasets, loss: Loss) -> None:
+    for example in [*datasets.train, *datasets.held_out]:
+        if np.isnan(example.ratings).any():
+            raise ConfigError(
+                f'loss.name={loss.name!r} needs a rating of every response; '
+                f'{example.origin} has one without. Use rated data (data.layout rated), or '
+                'a loss or hyperparameters that do without: python -m epa_jax.losses'
+            )
 
 
 def _check_positions(spec: ModelSpec, run: RunConfig) -> None:

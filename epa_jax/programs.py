@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from epa_jax import sharding, train_step
-from epa_jax.train_step import Accumulator, Metrics, Objective
+from epa_jax.train_step import Accumulator, Coupled, Metrics, Objective
 from epa_jax.types import PackedBatch, Params, ResponseTable, TrainState
 
 
@@ -23,8 +23,10 @@ class Programs:
     Attributes:
       zero: () -> Accumulator of zeros.
       accumulate: (total, params, ref_params, batch) -> total; the old total is donated.
-      update: (state, total) -> (state, metrics); the old state is donated.
-      measure: (params, ref_params, batch) -> metrics.
+      couple: (whole table, loss_state) -> Coupled, on every process.
+      pull: (total, params, ref_params, batch, coupled) -> total; likewise donated.
+      update: (state, total, loss_state) -> (state, metrics); the old state is donated.
+      measure: (table, loss_state) -> metrics.
       table: (params, ref_params, batch) -> ResponseTable, whole on every process.
       place: host rows of this process -> batch on the mesh.
       traces: how often each function was traced; more than 1 is a recompilation.
@@ -32,15 +34,20 @@ class Programs:
 
     zero: Callable[[], Accumulator]
     accumulate: Callable[[Accumulator, Params, Params | None, PackedBatch], Accumulator]
-    update: Callable[[TrainState, Accumulator], tuple[TrainState, Metrics]]
-    measure: Callable[[Params, Params | None, PackedBatch], Metrics]
+    couple: Callable[[ResponseTable, Any], Coupled]
+    pull: Callable[[Accumulator, Params, Params | None, PackedBatch, Coupled], Accumulator]
+    update: Callable[[TrainState, Accumulator, Any], tuple[TrainState, Metrics]]
+    measure: Callable[[ResponseTable, Any], Metrics]
     table: Callable[[Params, Params | None, PackedBatch], ResponseTable]
     place: Callable[[PackedBatch], PackedBatch]
     traces: collections.Counter[str]
 
 
 def abstract_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    loss_state: Any = (),
 ) -> TrainState:
     """Shapes and shardings of a train state, as `jax.ShapeDtypeStruct` leaves.
 
@@ -51,6 +58,7 @@ def abstract_state(
       params: parameters, or `jax.ShapeDtypeStruct` leaves that carry a sharding.
       optimizer: what will update them.
       mesh: the mesh.
+      loss_state: what the loss carries at the start.
     """
     everywhere = sharding.replicated(mesh)
 
@@ -61,7 +69,9 @@ def abstract_state(
         return struct(leaf, param.sharding if leaf.shape == param.shape else everywhere)
 
     params = jax.tree.map(lambda p: struct(p, p.sharding), params)
-    state = jax.eval_shape(lambda p: train_step.init_state(p, optimizer), params)
+    state = jax.eval_shape(
+        lambda p: train_step.init_state(p, optimizer, loss_state), params
+    )
     opt_state = optax.tree_map_params(
         optimizer,
         moment,
@@ -112,13 +122,29 @@ def build(
         traces['accumulate'] += 1
         return train_step.add(total, objective.gradients(params, batch, ref_params))
 
-    def update(state: TrainState, total: Accumulator) -> tuple[TrainState, Metrics]:
-        traces['update'] += 1
-        return train_step.update(state, total, optimizer)
+    def couple(table: ResponseTable, loss_state: Any) -> Coupled:
+        traces['couple'] += 1
+        return objective.couple(table, loss_state)
 
-    def measure(params: Params, ref_params: Params | None, batch: PackedBatch) -> Metrics:
+    def pull(
+        total: Accumulator,
+        params: Params,
+        ref_params: Params | None,
+        batch: PackedBatch,
+        coupled: Coupled,
+    ) -> Accumulator:
+        traces['pull'] += 1
+        return train_step.add(total, objective.pull(params, batch, coupled, ref_params))
+
+    def update(
+        state: TrainState, total: Accumulator, loss_state: Any
+    ) -> tuple[TrainState, Metrics]:
+        traces['update'] += 1
+        return train_step.update(state, total, optimizer, loss_state)
+
+    def measure(table: ResponseTable, loss_state: Any) -> Metrics:
         traces['measure'] += 1
-        return objective.measure(params, batch, ref_params)
+        return objective.measure(table, loss_state)
 
     def table(
         params: Params, ref_params: Params | None, batch: PackedBatch
@@ -129,6 +155,8 @@ def build(
     return Programs(
         zero=jax.jit(zero, out_shardings=total),
         accumulate=jax.jit(accumulate, out_shardings=total, donate_argnums=0),
+        couple=jax.jit(couple, out_shardings=everywhere),
+        pull=jax.jit(pull, out_shardings=total, donate_argnums=0),
         update=jax.jit(
             update, out_shardings=(shardings(state), everywhere), donate_argnums=0
         ),

@@ -66,12 +66,15 @@ def data_digest(groups: Iterable[TokenGroup]) -> str:
     return digest.hexdigest()[:32]
 
 
-def identity(params: Params, dtype: str, groups: Iterable[TokenGroup]) -> dict[str, str]:
+def identity(
+    params: Params, dtype: str, tail_weight: float, groups: Iterable[TokenGroup]
+) -> dict[str, str]:
     """All that cached log-probs depend on."""
     return {
         'format': FORMAT,
         'weights': fingerprint(params),
         'dtype': dtype,
+        'tail_weight': str(tail_weight),
         'data': data_digest(groups),
     }
 

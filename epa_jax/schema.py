@@ -5,6 +5,8 @@ A key of type `X | None` is unset by default.
 
 import dataclasses
 
+from epa_jax.loss_config import LossConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -94,27 +96,6 @@ class BatchConfig:
     prompts: int = 16
     row_length: int = 0
     rows: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """Which preference loss; an unset hyperparameter takes the loss's own default.
-
-    Attributes:
-      name: a name from `epa_jax.losses.LOSSES`.
-      beta: inverse temperature of the log-ratio reward.
-      margin: added to the rewards of strong negatives (EPA's m_c, nats).
-      label_smoothing: probability that a preference label is flipped.
-      weight_strong: multiplies exp(reward) of each strong negative.
-      weight_weak: multiplies exp(reward) of each weak negative.
-    """
-
-    name: str = 'epa'
-    beta: float | None = None
-    margin: float | None = None
-    label_smoothing: float | None = None
-    weight_strong: float | None = None
-    weight_weak: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +225,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     batch: BatchConfig = BatchConfig()
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     reference: ReferenceConfig = ReferenceConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()

@@ -82,7 +82,7 @@ def train(run: RunConfig) -> TrainResult:
     loss = loss_of(run)  # what cannot work is refused before any work
     folder = open_run_folder(run)
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
-    datasets = load_datasets(run.data, tokenizer, min_strong=loss.definition.min_strong)
+    datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
     job = prepare(run, datasets, tokenizer)
     folder.start()
     if jax.process_index() == 0:

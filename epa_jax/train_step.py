@@ -6,7 +6,11 @@ A step sums gradients over as many micro-batches as its prompts fill, then updat
     state, metrics = update(state, total)
 
 Sums are divided once by the number of prompts, so the result does not depend on how the
-prompts were packed into rows, micro-batches or devices.
+prompts were packed into rows, micro-batches or devices. A loss that couples prompts is
+first given the table of the whole step, which needs one more forward pass:
+
+    coupled = couple(table of all micro-batches, loss_state)
+    total = pull(params, first, coupled) + pull(params, second, coupled) + ...
 """
 
 import dataclasses
@@ -50,6 +54,21 @@ class Accumulator:
     metrics: Any
 
 
+@flax.struct.dataclass
+class Coupled:
+    """A loss that couples prompts, taken apart.
+
+    Attributes:
+      slopes: float32 [N, K], derivative of the sum of losses by each log-prob.
+      losses: float32 [N], loss of each prompt.
+      loss_state: what the loss carries to the next step.
+    """
+
+    slopes: Array
+    losses: Array
+    loss_state: Any = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """What is minimised: a model, a loss on its response table, and its reference.
@@ -68,39 +87,99 @@ class Objective:
         self, params: Params, batch: PackedBatch, ref_params: Params | None
     ) -> ResponseTable:
         """Response table, with `ref_logps` computed here when `ref_params` is given."""
-        table = response_table(params, batch, spec=self.spec, compute=self.compute)
+        table = self.policy_table(params, batch)
         if ref_params is None:
             return table
-        ref = response_table(ref_params, batch, spec=self.spec, compute=self.compute)
-        return dataclasses.replace(table, ref_logps=jax.lax.stop_gradient(ref.logps))
+        ref_logps = jax.lax.stop_gradient(self.policy_table(ref_params, batch).logps)
+        return dataclasses.replace(table, ref_logps=ref_logps)
 
-    def measure(
-        self, params: Params, batch: PackedBatch, ref_params: Params | None = None
-    ) -> Metrics:
-        """Metrics of a micro-batch, without gradients."""
-        return self._sums(params, batch, ref_params)[1][1]
+    def policy_table(self, params: Params, batch: PackedBatch) -> ResponseTable:
+        """Response table of one set of parameters."""
+        return response_table(
+            params,
+            batch,
+            spec=self.spec,
+            compute=self.compute,
+            tail_weight=self.loss.tail_weight,
+            collision=self.loss.needs_collision,
+        )
+
+    def measure(self, table: ResponseTable, loss_state: Any = ()) -> Metrics:
+        """Metrics of a table."""
+        return self._metrics(table, self.loss.fn(table, loss_state))
 
     def gradients(
         self, params: Params, batch: PackedBatch, ref_params: Params | None = None
     ) -> Accumulator:
-        """Sums of gradients and metrics over the prompts of a micro-batch."""
-        total = jax.grad(self._sums, has_aux=True)
-        grads, (prompts, metrics) = total(params, batch, ref_params)
+        """Sums of gradients and metrics over the prompts of a micro-batch.
+
+        For a loss of each prompt by itself; otherwise see `couple` and `pull`.
+        """
+
+        def total(params: Params) -> tuple[jax.Array, tuple[ResponseTable, jax.Array]]:
+            table = self.table(params, batch, ref_params)
+            loss_N = self.loss.fn(table)
+            return jnp.sum(loss_N), (table, loss_N)
+
+        grads, (table, loss_N) = jax.grad(total, has_aux=True)(params)
+        return self._accumulator(grads, table, loss_N)
+
+    def couple(self, table: ResponseTable, loss_state: Any) -> Coupled:
+        """The loss of a whole step, where prompts depend on one another.
+
+        Args:
+          table: of every prompt of the step.
+          loss_state: what the loss carries from the steps before.
+        """
+        loss_state = jax.tree.map(jnp.add, loss_state, self.loss.carry(table))
+
+        def total(logps: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss_N = self.loss.fn(dataclasses.replace(table, logps=logps), loss_state)
+            return jnp.sum(loss_N), loss_N
+
+        slopes, loss_N = jax.grad(total, has_aux=True)(jnp.asarray(table.logps))
+        return Coupled(slopes, loss_N, loss_state)
+
+    def pull(
+        self,
+        params: Params,
+        batch: PackedBatch,
+        coupled: Coupled,
+        ref_params: Params | None = None,
+    ) -> Accumulator:
+        """`gradients` where the derivatives by log-probs are known from `couple`.
+
+        Args:
+          params: the parameters that the coupled table was made with.
+          batch: one micro-batch of the step.
+          coupled: its rows of what `couple` returned.
+          ref_params: an in-step reference, or None.
+        """
+
+        def total(params: Params) -> tuple[jax.Array, ResponseTable]:
+            table = self.table(params, batch, ref_params)
+            return jnp.sum(coupled.slopes * table.logps), table
+
+        grads, table = jax.grad(total, has_aux=True)(params)
+        return self._accumulator(grads, table, coupled.losses)
+
+    def _accumulator(
+        self, grads: Params, table: ResponseTable, loss_N: jax.Array
+    ) -> Accumulator:
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-        return Accumulator(grads, prompts, metrics)
-
-    def _sums(
-        self, params: Params, batch: PackedBatch, ref_params: Params | None
-    ) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
-        table = self.table(params, batch, ref_params)
-        loss_N = self.loss.fn(table)
         real_N = jnp.any(table.roles == Role.CHOSEN, axis=1)
-        metrics = preference_metrics(table, loss_N, self.loss.beta)
-        return jnp.sum(loss_N), (jnp.sum(real_N, dtype=jnp.float32), metrics)
+        prompts = jnp.sum(real_N, dtype=jnp.float32)
+        return Accumulator(grads, prompts, self._metrics(table, loss_N))
+
+    def _metrics(self, table: ResponseTable, loss_N: jax.Array) -> Metrics:
+        loss = self.loss
+        return preference_metrics(table, loss_N, loss.beta, loss.needs.per_token)
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first update."""
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, loss_state: Any = ()
+) -> TrainState:
+    """State before the first update; `loss_state` from `Loss.nothing_carried`."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -108,6 +187,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
         opt_state=optimizer.init(params),
         skipped=zero,
         skipped_in_a_row=zero,
+        loss_state=loss_state,
     )
 
 
@@ -117,13 +197,22 @@ def add(total: Accumulator, part: Accumulator) -> Accumulator:
 
 
 def update(
-    state: TrainState, total: Accumulator, optimizer: optax.GradientTransformation
+    state: TrainState,
+    total: Accumulator,
+    optimizer: optax.GradientTransformation,
+    loss_state: Any = (),
 ) -> tuple[TrainState, Metrics]:
     """One optimiser update from the sums of all micro-batches.
 
     The gradient is that of the mean loss over prompts. When it or the loss is not
-    finite the parameters and the optimizer state stay as they were and the skip is
-    counted.
+    finite the parameters, the optimizer state and the loss's own stay as they were and
+    the skip is counted.
+
+    Args:
+      state: before the update.
+      total: sums over the step.
+      optimizer: that of the state.
+      loss_state: what the loss carries from now on.
 
     Returns:
       The new state, and the step's metrics with `grad_norm` and `skipped_updates`.
@@ -147,6 +236,9 @@ def update(
         opt_state=opt_state,
         skipped=state.skipped + bad,
         skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+        loss_state=jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), loss_state, state.loss_state
+        ),
     )
     one = jnp.ones(())
     extra = {

@@ -149,6 +149,10 @@ class ResponseTable:
       lengths: int32 [N, K]; tokens in the sum.
       roles: int8 [N, K]; a prompt without a CHOSEN response is padding.
       ratings: float32 [N, K]; NaN where unknown, or None when no source has them.
+      log_q: float32 [N, K]; log of the rate at which the sampler of negatives draws the
+        response, up to a constant for each prompt; None leaves losses uncorrected.
+      log_collision: float32 [N, K]; mean over response tokens of log sum_v pi(v)^2, the
+        policy's own confidence, without a gradient; None where no loss asks for it.
     """
 
     logps: Array
@@ -156,6 +160,8 @@ class ResponseTable:
     lengths: Array
     roles: Array
     ratings: Array | None = None
+    log_q: Array | None = None
+    log_collision: Array | None = None
 
 
 @flax.struct.dataclass
@@ -179,6 +185,7 @@ class TrainState:
       opt_state: optax state.
       skipped: int32 []; updates skipped for a non-finite loss or gradient.
       skipped_in_a_row: int32 [].
+      loss_state: what the loss carries from step to step; () for most.
     """
 
     step: Array
@@ -186,3 +193,4 @@ class TrainState:
     opt_state: Any
     skipped: Array
     skipped_in_a_row: Array
+    loss_state: Any = ()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from epa_jax.config import ConfigError, flatten
+from epa_jax.loss_config import LossConfig
 from epa_jax.run_folder import code_version, open_run_folder, write_json
-from epa_jax.schema import CheckpointConfig, DataConfig, LogConfig, LossConfig, RunConfig
+from epa_jax.schema import CheckpointConfig, DataConfig, LogConfig, RunConfig
 
 
 @pytest.fixture

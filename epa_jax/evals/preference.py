@@ -1,35 +1,37 @@
 """Preference metrics on held-out examples."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
+from epa_jax.coupling import gather
 from epa_jax.metrics import finalise
-from epa_jax.types import PackedBatch, Params, WeightedSum
+from epa_jax.programs import Programs
+from epa_jax.types import PackedBatch, Params, TrainState
 
 
 def evaluate(
-    measure: Callable[[Params, Params | None, PackedBatch], dict[str, WeightedSum]],
-    place: Callable[[PackedBatch], Any],
-    params: Params,
+    programs: Programs,
+    state: TrainState,
     ref_params: Params | None,
     batches: Iterable[PackedBatch],
 ) -> dict[str, float]:
     """Means over all prompts of `batches`, under the names of training with 'eval/'.
 
+    All held-out prompts make one table, so that a loss that couples prompts does not
+    depend on how they were packed.
+
     Args:
-      measure: `programs.Programs.measure`.
-      place: `programs.Programs.place`.
-      params: the policy.
+      programs: of the run.
+      state: the policy, and what its loss carries.
       ref_params: an in-step reference, or None.
       batches: one pass over the held-out rows.
 
     Raises:
       ValueError: no batches.
     """
-    sums: dict[str, WeightedSum] = {}
-    for batch in batches:
-        part = measure(params, ref_params, place(batch))
-        sums = {k: sums[k] + v for k, v in part.items()} if sums else part
-    if not sums:
+    tables = [
+        programs.table(state.params, ref_params, programs.place(batch)) for batch in batches
+    ]
+    if not tables:
         raise ValueError('evaluation without examples: set data.eval or data.eval_examples')
-    return {f'eval/{name}': value for name, value in finalise(sums).items()}
+    metrics = finalise(programs.measure(gather(tables).table, state.loss_state))
+    return {f'eval/{name}': value for name, value in metrics.items()}

@@ -1,198 +1,271 @@
-"""The table of losses, and how a configuration becomes one.
+"""The table of losses: every name that `loss.name` may have.
 
-A loss is a pure function of the whole response table of a batch and of keyword
-hyperparameters, with a value per prompt. To add one: write the function, add a line to
-`LOSSES`, and add its hyperparameters to `schema.LossConfig` if they are new. A property
-that the caller must act on (ratings needed, prompts coupled to one another) becomes a
-field of `LossDef`.
+To add one, write the function, add its line here, and add hyperparameters that are new to
+`schema.LossConfig`; `docs/adding_a_loss.md` walks through it.
 """
 
-import dataclasses
-import difflib
-import functools
-import inspect
-import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import jax
+from epa_jax.losses import (
+    energy,
+    likelihood,
+    listwise,
+    pairwise,
+    rated,
+    reference_free,
+    transport,
+    unpaired,
+)
+from epa_jax.losses.definition import (
+    ANY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TOKENS,
+    WHICH_PAIRS,
+    Choice,
+    LossDef,
+    Range,
+)
 
-from epa_jax.config import ConfigError
-from epa_jax.losses.energy import epa
-from epa_jax.losses.likelihood import sft
-from epa_jax.losses.pairwise import dpo
-from epa_jax.types import ResponseTable
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Finite numbers from `low` to `high`; `open_low` leaves `low` itself out."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        return math.isfinite(value) and above and value <= self.high
-
-    def __str__(self) -> str:
-        return f'{"above" if self.open_low else "from"} {self.low:g} to {self.high:g}'
-
-
-POSITIVE = Range(0, open_low=True)
-NOT_NEGATIVE = Range(0)
-
-
-@dataclasses.dataclass(frozen=True)
-class LossDef:
-    """A loss and what it needs.
-
-    Attributes:
-      fn: (table, **hyperparameters) -> float32 [N].
-      summary: one line.
-      ranges: allowed values of each hyperparameter; defaults are those of `fn`.
-      needs_reference: reads `ref_logps`.
-      min_strong: strong negatives a prompt must have for its loss to mean anything.
-      min_negatives: strong and weak negatives together, likewise.
-    """
-
-    fn: Callable[..., jax.Array]
-    summary: str
-    ranges: Mapping[str, Range]
-    needs_reference: bool
-    min_strong: int
-    min_negatives: int
-
-    def defaults(self) -> dict[str, float]:
-        """Default of every hyperparameter, as in the signature of `fn`."""
-        parameters = inspect.signature(self.fn).parameters
-        return {name: parameters[name].default for name in self.ranges}
-
+BETA = {'beta': POSITIVE}
+PAIR = BETA | {'pairs': WHICH_PAIRS}
+SMOOTHED = PAIR | {'label_smoothing': Range(0, 0.5)}
 
 LOSSES: Mapping[str, LossDef] = types.MappingProxyType(
     {
         'epa': LossDef(
-            fn=epa,
-            summary='chosen against strong and weak negatives in one softmax',
-            ranges={
-                'beta': POSITIVE,
-                'margin': Range(),
+            energy.epa,
+            'chosen against strong and weak negatives in one softmax',
+            'arXiv:2412.13862',
+            BETA
+            | {
+                'margin': ANY,
                 'weight_strong': NOT_NEGATIVE,
                 'weight_weak': NOT_NEGATIVE,
             },
-            needs_reference=True,
             min_strong=0,
-            min_negatives=1,
+        ),
+        'ipm': LossDef(
+            energy.ipm,
+            'exact softmax over a response space that the table enumerates',
+            'arXiv:2412.13862',
+            BETA,
+            min_strong=0,
         ),
         'dpo': LossDef(
-            fn=dpo,
-            summary='chosen against each strong negative, Bradley-Terry',
-            ranges={
-                'beta': POSITIVE,
-                'margin': Range(),
-                'label_smoothing': Range(0, 0.5),
+            pairwise.dpo,
+            'Bradley-Terry on log-ratios; label_smoothing makes it cDPO',
+            'arXiv:2305.18290',
+            SMOOTHED | {'margin': ANY},
+        ),
+        'robust': LossDef(
+            pairwise.robust,
+            'DPO unbiased under flipped labels',
+            'arXiv:2403.00409',
+            PAIR | {'label_smoothing': Range(0, 0.5, open_high=True)},
+        ),
+        'ipo': LossDef(
+            pairwise.ipo,
+            'squared distance of the log-ratio gap to 1 / (2 beta)',
+            'arXiv:2310.12036',
+            PAIR | {'tokens': TOKENS},
+        ),
+        'hinge': LossDef(
+            pairwise.hinge, 'hinge on the reward gap (RSO)', 'arXiv:2309.06657', PAIR
+        ),
+        'sigmoid_norm': LossDef(
+            pairwise.sigmoid_norm,
+            'DPO on means over tokens (dpo_norm)',
+            'arXiv:2411.15124',
+            PAIR | {'margin': ANY},
+            differences_only=False,
+            per_token=True,
+        ),
+        'exo_pair': LossDef(
+            pairwise.exo_pair,
+            'reverse KL to smoothed labels',
+            'arXiv:2402.00856',
+            PAIR | {'label_smoothing': Range(0, 0.5, open_low=True)},
+        ),
+        'sppo_hard': LossDef(
+            pairwise.sppo_hard,
+            'rewards of both sides to +1/2 and -1/2',
+            'arXiv:2405.00675',
+            PAIR,
+            differences_only=False,
+        ),
+        'discopop': LossDef(
+            pairwise.discopop,
+            'logistic and exponential loss, mixed by the gap',
+            'arXiv:2406.08414',
+            PAIR | {'tau': Range(0, 1, open_low=True)},
+        ),
+        'apo_zero': LossDef(
+            pairwise.apo_zero,
+            'anchored: chosen up, rejected down',
+            'arXiv:2408.06266',
+            PAIR,
+            differences_only=False,
+        ),
+        'apo_down': LossDef(
+            pairwise.apo_down,
+            'anchored: both down, rejected more',
+            'arXiv:2408.06266',
+            PAIR,
+            differences_only=False,
+        ),
+        'cpo': LossDef(
+            reference_free.cpo,
+            'DPO without a reference, plus NLL of the chosen',
+            'arXiv:2401.08417',
+            PAIR | {'nll_weight': NOT_NEGATIVE, 'nll_tokens': TOKENS},
+            needs_reference=False,
+            differences_only=False,
+        ),
+        'slic': LossDef(
+            reference_free.slic,
+            'hinge on log-probs, plus NLL of the chosen',
+            'arXiv:2305.10425',
+            {
+                'pairs': WHICH_PAIRS,
+                'margin': NOT_NEGATIVE,
+                'nll_weight': NOT_NEGATIVE,
+                'nll_tokens': TOKENS,
             },
-            needs_reference=True,
-            min_strong=1,
-            min_negatives=1,
+            needs_reference=False,
+            differences_only=False,
+        ),
+        'simpo': LossDef(
+            reference_free.simpo,
+            'mean log-probs with a target margin',
+            'arXiv:2405.14734',
+            PAIR | {'gamma': ANY},
+            needs_reference=False,
+            differences_only=False,
+            per_token=True,
+        ),
+        'alphapo': LossDef(
+            reference_free.alphapo,
+            'SimPO with a reshaped reward',
+            'arXiv:2501.03884',
+            PAIR | {'gamma': ANY, 'alpha': Range(-10, 10)},
+            needs_reference=False,
+            differences_only=False,
+            shiftable=False,
+            per_token=True,
+        ),
+        'orpo': LossDef(
+            reference_free.orpo,
+            'NLL of the chosen and a log odds ratio',
+            'arXiv:2403.07691',
+            PAIR,
+            needs_reference=False,
+            differences_only=False,
+            shiftable=False,
+            per_token=True,
+        ),
+        'mpo': LossDef(
+            reference_free.mpo,
+            'the probability of the preferred side, as reward',
+            'arXiv:2312.16430',
+            PAIR | {'tokens': TOKENS, 'against': Choice(('none', 'reference'))},
+            needs_reference=False,
+            differences_only=False,
+        ),
+        'pl_dpo': LossDef(
+            listwise.pl_dpo,
+            'Plackett-Luce likelihood of the whole ranking',
+            'arXiv:2305.18290',
+            BETA,
+            ratings='ranks',
+        ),
+        'infonca': LossDef(
+            listwise.infonca,
+            'softmax of rewards towards softmax of ratings',
+            'arXiv:2402.05369',
+            BETA | {'rating_temperature': NOT_NEGATIVE},
+            ratings='always',
+        ),
+        'nca': LossDef(
+            listwise.nca,
+            'noise-contrastive form of infonca',
+            'arXiv:2402.05369',
+            BETA | {'rating_temperature': NOT_NEGATIVE},
+            ratings='always',
+            differences_only=False,
+        ),
+        'rpo_sq': LossDef(
+            rated.rpo_sq,
+            'reward gap to rating gap, squared error',
+            'arXiv:2406.11704',
+            PAIR | {'rating_scale': POSITIVE},
+            ratings='always',
+        ),
+        'rpo_fwd_kl': LossDef(
+            rated.rpo_fwd_kl,
+            'reward gap to rating gap, forward KL',
+            'arXiv:2406.11704',
+            PAIR | {'rating_scale': POSITIVE},
+            ratings='always',
+        ),
+        'rpo_bwd_kl': LossDef(
+            rated.rpo_bwd_kl,
+            'reward gap to rating gap, backward KL',
+            'arXiv:2406.11704',
+            PAIR | {'rating_scale': POSITIVE},
+            ratings='always',
+        ),
+        'kto': LossDef(
+            unpaired.kto,
+            'each response against a KL baseline of weak negatives',
+            'arXiv:2402.01306',
+            BETA
+            | {
+                'weight_chosen': NOT_NEGATIVE,
+                'weight_rejected': NOT_NEGATIVE,
+                'baseline': Choice(('weak', 'zero')),
+            },
+            min_strong=0,
+            min_weak=1,
+            couples_prompts=True,
+            differences_only=False,
+        ),
+        'bco': LossDef(
+            unpaired.bco,
+            'each response classified against a shift of rewards',
+            'arXiv:2404.04656',
+            BETA | {'shift': Choice(('running', 'batch', 'none'))},
+            couples_prompts=True,
+            differences_only=False,
+            carry=unpaired.bco_rewards,
+        ),
+        'aot': LossDef(
+            transport.aot,
+            'quantiles of policy gaps against those of the reference',
+            'arXiv:2406.05882',
+            SMOOTHED,
+            couples_prompts=True,
+            differences_only=False,
+        ),
+        'aot_unpaired': LossDef(
+            transport.aot_unpaired,
+            'quantiles of chosen rewards against those of rejected',
+            'arXiv:2406.05882',
+            SMOOTHED,
+            couples_prompts=True,
+            differences_only=False,
         ),
         'sft': LossDef(
-            fn=sft,
-            summary='negative log-likelihood of the chosen response',
-            ranges={},
+            likelihood.sft,
+            'negative log-likelihood of the chosen response',
+            'maximum likelihood',
+            {},
             needs_reference=False,
             min_strong=0,
             min_negatives=0,
+            differences_only=False,
+            shiftable=False,
         ),
     }
 )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Loss:
-    """A loss with its hyperparameters fixed.
-
-    Attributes:
-      name: key of `LOSSES`.
-      definition: what the loss needs.
-      hyperparameters: every one the loss takes, defaults filled in.
-      fn: table -> float32 [N], loss of each prompt, 0 for padding prompts.
-    """
-
-    name: str
-    definition: LossDef
-    hyperparameters: Mapping[str, float]
-    fn: Callable[[ResponseTable], jax.Array]
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether `fn` reads `ref_logps`."""
-        return self.definition.needs_reference
-
-    @property
-    def beta(self) -> float:
-        """Scale of the rewards to report; 1 for a loss without beta."""
-        if 'beta' not in self.hyperparameters:
-            return 1.0
-        return self.hyperparameters['beta']
-
-
-def make_loss(name: str, hyperparameters: Mapping[str, float | None]) -> Loss:
-    """The loss `name` with its hyperparameters fixed.
-
-    Args:
-      name: key of `LOSSES`.
-      hyperparameters: values by name; None, or absence, takes the loss's default.
-
-    Raises:
-      ConfigError: an unknown loss, a hyperparameter that it does not take, or a value
-        out of range.
-    """
-    if name not in LOSSES:
-        close = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(LOSSES)}'
-        raise ConfigError(f'loss.name={name!r}: no such loss; {hint}')
-    definition = LOSSES[name]
-    given = {k: v for k, v in hyperparameters.items() if v is not None}
-    for key, value in given.items():
-        if key not in definition.ranges:
-            takes = ', '.join(definition.ranges) or 'no hyperparameters'
-            raise ConfigError(f'loss.{key}={value}: {name} does not use it; takes {takes}')
-        if value not in definition.ranges[key]:
-            raise ConfigError(
-                f'loss.{key}={value}: {name} expects a value {definition.ranges[key]}'
-            )
-    values = definition.defaults() | given
-    fixed = functools.partial(definition.fn, **values)
-    return Loss(name, definition, types.MappingProxyType(values), fixed)
-
-
-def check_needs(loss: Loss, *, n_strong: int, n_weak: int, reference_mode: str) -> None:
-    """Refuses a loss that the run cannot feed.
-
-    Args:
-      loss: from `make_loss`.
-      n_strong: `data.n_strong`, most strong negatives of a prompt.
-      n_weak: `data.n_weak`, weak negatives of a prompt.
-      reference_mode: `reference.mode`.
-
-    Raises:
-      ConfigError: it needs a reference or negatives that the run does not have.
-    """
-    needs = loss.definition
-    if needs.needs_reference and reference_mode == 'none':
-        raise ConfigError(
-            f"loss.name={loss.name!r} needs a reference and reference.mode='none'; use "
-            "'cached' or 'in_step'"
-        )
-    if n_strong < needs.min_strong:
-        raise ConfigError(
-            f'loss.name={loss.name!r} needs data.n_strong of at least {needs.min_strong}, '
-            f'found {n_strong}'
-        )
-    if n_strong + n_weak < needs.min_negatives:
-        raise ConfigError(
-            f'loss.name={loss.name!r} needs data.n_strong + data.n_weak of at least '
-            f'{needs.min_negatives}, found {n_strong} + {n_weak}'
-        )

@@ -15,6 +15,11 @@ class Masks(NamedTuple):
     strong: jax.Array
     weak: jax.Array
 
+    @property
+    def own(self) -> jax.Array:
+        """Responses to the prompt itself: chosen and strong negatives."""
+        return self.chosen | self.strong
+
 
 def role_masks(table: ResponseTable) -> Masks:
     """Responses by role, leaving out padding prompts.
@@ -22,8 +27,7 @@ def role_masks(table: ResponseTable) -> Masks:
     Raises:
       ValueError: the table's arrays are not all of one shape [N, K].
     """
-    arrays = (table.logps, table.ref_logps, table.lengths, table.roles, table.ratings)
-    shapes = {jnp.shape(a) for a in arrays if a is not None}
+    shapes = {jnp.shape(a) for a in jax.tree.leaves(table)}
     if len(shapes) != 1 or jnp.ndim(table.logps) != 2:
         raise ValueError(f'response table: expected one shape [N, K], found {shapes}')
     roles = jnp.asarray(table.roles)
@@ -33,6 +37,29 @@ def role_masks(table: ResponseTable) -> Masks:
         real & (roles == Role.REJECTED),
         real & (roles == Role.WEAK),
     )
+
+
+def log_ratios(table: ResponseTable) -> jax.Array:
+    """Log pi(y_k|x) - log pi_ref(y_k|x), sums over the response's tokens.
+
+    Args:
+      table: response table with a reference.
+
+    Returns:
+      float32 [N, K], nats; exactly 0, with zero gradient, where the role is PAD.
+
+    Raises:
+      ValueError: the table has no reference.
+    """
+    if table.ref_logps is None:
+        raise ValueError(
+            'this loss needs reference log-probs and the table has none; set '
+            "reference.mode to 'cached' or 'in_step', or choose a reference-free loss"
+        )
+    present = jnp.asarray(table.roles) != Role.PAD
+    # Masked before any arithmetic: PAD entries may hold inf or NaN, and 0 * NaN in the
+    # backward pass is NaN.
+    return keep(table.logps, present) - keep(table.ref_logps, present)
 
 
 def rewards(table: ResponseTable, beta: float = 0.1) -> jax.Array:
@@ -54,21 +81,42 @@ def rewards(table: ResponseTable, beta: float = 0.1) -> jax.Array:
       Rafailov et al., Direct Preference Optimization, 2023, arXiv:2305.18290, Eq. 5,
       without the term in Z(x); arXiv:2412.13862, Eq. 2.
     """
-    if table.ref_logps is None:
-        raise ValueError(
-            'this loss needs reference log-probs and the table has none; set '
-            "reference.mode to 'cached' or 'in_step', or choose a reference-free loss"
-        )
-    present = jnp.asarray(table.roles) != Role.PAD
-    # Masked before any arithmetic: PAD entries may hold inf or NaN, and 0 * NaN in the
-    # backward pass is NaN.
-    return beta * (_keep(table.logps, present) - _keep(table.ref_logps, present))
+    return beta * log_ratios(table)
+
+
+def implicit_rewards(
+    table: ResponseTable, beta: float = 1.0, mean_over_tokens: bool = False
+) -> jax.Array:
+    """The rewards to report: of log-ratios, or of log-probs when there is no reference.
+
+    Args:
+      table: response table, with or without a reference.
+      beta: inverse temperature.
+      mean_over_tokens: divide by the response's length, as SimPO does.
+
+    Returns:
+      float32 [N, K]; 0 where the role is PAD.
+    """
+    if table.ref_logps is not None:
+        values = log_ratios(table)
+    else:
+        values = keep(table.logps, jnp.asarray(table.roles) != Role.PAD)
+    if mean_over_tokens:
+        values /= jnp.maximum(table.lengths, 1)
+    return beta * values
 
 
 def chosen_value(values: Array, masks: Masks) -> jax.Array:
     """The chosen response's entry, [N, 1]; 0 for padding prompts."""
-    return jnp.sum(_keep(values, masks.chosen), axis=1, keepdims=True)
+    return jnp.sum(keep(values, masks.chosen), axis=1, keepdims=True)
 
 
-def _keep(values: Array, mask: jax.Array) -> jax.Array:
+def keep(values: Array, mask: jax.Array) -> jax.Array:
+    """The values where the mask is True, else 0."""
     return jnp.where(mask, values, 0.0)
+
+
+def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of [N, K] over the mask, by prompt: [N]; 0 for a prompt without any."""
+    count = jnp.sum(mask, axis=1)
+    return jnp.sum(keep(values, mask), axis=1) / jnp.maximum(count, 1)

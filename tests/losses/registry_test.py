@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from epa_jax.config import ConfigError
+from epa_jax.loss_config import LossConfig
 from epa_jax.losses import LOSSES, check_needs, make_loss
 from epa_jax.losses.energy import epa
-from epa_jax.schema import LossConfig
 from tests.losses import brute_force
 
 
