@@ -1,13 +1,15 @@
-"""The tables of a step's micro-batches as one, and back, for losses that couple prompts."""
+"""From a step's micro-batches to its sums, also for losses that couple prompts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from epa_jax.train_step import Coupled
-from epa_jax.types import ResponseTable, Role
+from epa_jax.losses import Loss
+from epa_jax.programs import Programs
+from epa_jax.train_step import Accumulator, Coupled
+from epa_jax.types import PackedBatch, Params, ResponseTable, Role, TrainState
 
 
 class Whole(NamedTuple):
@@ -48,3 +50,32 @@ def scatter(coupled: Coupled, places: Sequence[np.ndarray]) -> list[Coupled]:
         part.losses[where] = losses[mine]
         parts.append(part)
     return parts
+
+
+def sum_up(
+    programs: Programs,
+    loss: Loss,
+    state: TrainState,
+    ref_params: Params | None,
+    batches: Sequence[PackedBatch],
+) -> tuple[Accumulator, Any]:
+    """Gradients and metrics of a step, and what its loss carries from now on.
+
+    Args:
+      programs: of the run.
+      loss: that of the programs.
+      state: before the update.
+      ref_params: an in-step reference, or None.
+      batches: the step's micro-batches, on the mesh.
+    """
+    total, params = programs.zero(), state.params
+    if not loss.needs.couples_prompts:
+        for batch in batches:
+            total = programs.accumulate(total, params, ref_params, batch)
+        return total, state.loss_state
+    whole = gather([programs.table(params, ref_params, batch) for batch in batches])
+    coupled = programs.couple(whole.table, state.loss_state)
+    parts = scatter(coupled, whole.places)
+    for batch, part in zip(batches, parts, strict=True):
+        total = programs.pull(total, params, ref_params, batch, part)
+    return total, coupled.loss_state

@@ -9,7 +9,7 @@ import jax
 
 from epa_jax import guard
 from epa_jax.checkpoints import Checkpoints
-from epa_jax.coupling import gather, scatter
+from epa_jax.coupling import sum_up
 from epa_jax.data.packing import real_tokens
 from epa_jax.evals.preference import evaluate
 from epa_jax.metrics import finalise
@@ -120,21 +120,11 @@ class Loop:
         return every > 0 and self.step % every == 0
 
     def _update(self, micro_batches: list[PackedBatch]) -> Metrics:
-        programs, ref_params = self.job.programs, self.job.ref_params
-        params, loss_state = self.state.params, ()
-        total = programs.zero()
+        programs = self.job.programs
         placed = [programs.place(batch) for batch in micro_batches]
-        if self.job.loss.needs.couples_prompts:
-            tables = [programs.table(params, ref_params, batch) for batch in placed]
-            whole = gather(tables)
-            coupled = programs.couple(whole.table, self.state.loss_state)
-            loss_state = coupled.loss_state
-            parts = scatter(coupled, whole.places)
-            for batch, part in zip(placed, parts, strict=True):
-                total = programs.pull(total, params, ref_params, batch, part)
-        else:
-            for batch in placed:
-                total = programs.accumulate(total, params, ref_params, batch)
+        total, loss_state = sum_up(
+            programs, self.job.loss, self.state, self.job.ref_params, placed
+        )
         self.state, metrics = programs.update(self.state, total, loss_state)
         return metrics
 

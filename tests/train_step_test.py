@@ -8,20 +8,25 @@ import pytest
 
 from epa_jax import programs as programs_lib
 from epa_jax import sharding, train_step
+from epa_jax.coupling import sum_up
 from epa_jax.losses import make_loss
 from epa_jax.metrics import finalise
 from epa_jax.models import transformer
 from epa_jax.models.transformer import Compute
 from epa_jax.optim import make_optimizer
 from epa_jax.schema import MeshConfig, OptimConfig
+from epa_jax.types import Role
 from tests import tiny
 
 GROUPS = tiny.random_groups(0, 8)
 OPTIM = OptimConfig(lr=1e-2, schedule='constant', warmup_ratio=0.0)
 
 
-def batches(layout):
-    """Micro-batches of rows; every group carries the reference log-probs of its place."""
+def batches(layout, role_of=None):
+    """Micro-batches of rows; every group carries the reference log-probs of its place.
+
+    `role_of` maps the place of a response in its group to another role.
+    """
     rng = np.random.default_rng(9)
     ref_by_group = rng.normal(-20, 3, (8, 3)).astype(np.float32)
     out = []
@@ -30,31 +35,43 @@ def batches(layout):
         ref = np.zeros(batch.roles.shape, np.float32)
         for b, row in enumerate(rows):
             ref[b, : len(row)] = ref_by_group[row]
-        out.append(batch.replace(ref_logps=ref))
+        roles = batch.roles.copy()
+        for place, role in (role_of or {}).items():
+            roles[..., place][roles[..., place] != Role.PAD] = role
+        out.append(batch.replace(ref_logps=ref, roles=roles))
     return out
 
 
-def one_step(layout, mesh_shape=(1, 1, 1), name='epa', optim=OPTIM, steps=1, params=None):
+def one_step(
+    layout,
+    mesh_shape=(1, 1, 1),
+    name='epa',
+    optim=OPTIM,
+    steps=1,
+    params=None,
+    role_of=None,
+):
     devices = jax.devices()[: int(np.prod(mesh_shape))]
     mesh = sharding.make_mesh(MeshConfig(*mesh_shape), devices)
     params = tiny.params() if params is None else params
     axes = transformer.logical_axes(tiny.SPEC)
     params = jax.device_put(params, sharding.param_shardings(mesh, params, axes))
     compute = Compute(constrain=sharding.constrainer(mesh), logprob_chunk=8)
-    objective = train_step.Objective(tiny.SPEC, compute, make_loss(name, {}))
+    loss = make_loss(name, {})
+    objective = train_step.Objective(tiny.SPEC, compute, loss)
     optimizer, _ = make_optimizer(optim, 10)
-    abstract = programs_lib.abstract_state(params, optimizer, mesh)
-    micro = batches(layout)
+    carried = loss.nothing_carried()
+    abstract = programs_lib.abstract_state(params, optimizer, mesh, carried)
+    micro = batches(layout, role_of)
     programs = programs_lib.build(objective, optimizer, abstract, micro[0], mesh)
     state = jax.jit(
-        lambda p: train_step.init_state(p, optimizer),
+        lambda p: train_step.init_state(p, optimizer, carried),
         out_shardings=programs_lib.shardings(abstract),
     )(params)
     for _ in range(steps):
-        total = programs.zero()
-        for batch in micro:
-            total = programs.accumulate(total, state.params, None, programs.place(batch))
-        state, metrics = programs.update(state, total)
+        placed = [programs.place(batch) for batch in micro]
+        total, loss_state = sum_up(programs, loss, state, None, placed)
+        state, metrics = programs.update(state, total, loss_state)
     return state, finalise(metrics), programs
 
 
@@ -119,7 +136,8 @@ def test_gradient_of_the_step_is_that_of_the_mean_loss():
 
     def loss(scale):
         moved = jax.tree.map(lambda p, d: p + scale * d, params, direction)
-        return finalise(objective.measure(moved, batch))['loss']
+        table = objective.table(moved, batch, None)
+        return finalise(objective.measure(table))['loss']
 
     step = 2e-4
     numeric = (loss(step) - loss(-step)) / (2 * step)

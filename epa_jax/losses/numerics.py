@@ -8,15 +8,18 @@ EXP_CAP = 30.0
 
 def capped_exp(x: jax.Array) -> jax.Array:
     """exp(x), continued as its tangent from x = 30 on: finite, increasing, convex."""
-    top = jnp.exp(EXP_CAP)
-    return jnp.where(x < EXP_CAP, jnp.exp(jnp.minimum(x, EXP_CAP)), top * (1 + x - EXP_CAP))
+    return 1 + capped_expm1(x)
+
+
+def capped_expm1(x: jax.Array) -> jax.Array:
+    """exp(x) - 1, exact near 0, continued as its tangent from x = 30 on."""
+    slope = jnp.exp(EXP_CAP)
+    tangent = slope * (1 + x - EXP_CAP) - 1
+    return jnp.where(x < EXP_CAP, jnp.expm1(jnp.minimum(x, EXP_CAP)), tangent)
 
 
 def inverse_power(log_p: jax.Array, alpha: float) -> jax.Array:
     """(1 - p^-alpha) / alpha from log p; its limit log p at alpha = 0."""
     if alpha == 0:
         return log_p
-    near_zero = jnp.abs(alpha * log_p) < 1e-3
-    exact = jnp.where(near_zero, -jnp.expm1(-alpha * jnp.where(near_zero, log_p, 0.0)), 0)
-    far = 1 - capped_exp(-alpha * log_p)
-    return jnp.where(near_zero, exact, far) / alpha
+    return -capped_expm1(-alpha * log_p) / alpha

@@ -5,9 +5,12 @@ pair, and g = rating_scale * (rating_w - rating_l). With more than two responses
 prompt's loss is the mean over its pairs. WEAK responses are ignored. All need ratings and
 return float32 [N], 0 for a prompt without pairs.
 
+The KL divergences are named as in NeMo-Aligner (rpo_fwd_kl, rpo_bwd_kl, rpo_sq): forward
+is from the policy's side to the ratings', which elsewhere is often called backward.
+
 References:
   Nemotron-4 340B, 2024, arXiv:2406.11704, Sec. 3.3; Sun et al., Reward-aware Preference
-  Optimization, 2025, arXiv:2502.00203. NeMo-Aligner's rpo_fwd_kl, rpo_bwd_kl, rpo_sq.
+  Optimization, 2025, arXiv:2502.00203.
 """
 
 from collections.abc import Callable
@@ -46,6 +49,24 @@ def rpo_fwd_kl(
     rating_scale: float = 1.0,
     pairs: str = 'best_rest',
 ) -> jax.Array:
+    """L = KL(sigmoid(h) || sigmoid(g)), of two Bernoulli distributions.
+
+    Args:
+      table: response table with a reference and ratings.
+      beta: inverse temperature.
+      rating_scale: nats of reward for one point of rating.
+      pairs: which pairs.
+    """
+    return _mean_distance(table, beta, rating_scale, pairs, _bernoulli_kl)
+
+
+def rpo_bwd_kl(
+    table: ResponseTable,
+    *,
+    beta: float = 0.1,
+    rating_scale: float = 1.0,
+    pairs: str = 'best_rest',
+) -> jax.Array:
     """L = KL(sigmoid(g) || sigmoid(h)), of two Bernoulli distributions.
 
     Args:
@@ -57,24 +78,6 @@ def rpo_fwd_kl(
     return _mean_distance(
         table, beta, rating_scale, pairs, lambda h, g: _bernoulli_kl(g, h)
     )
-
-
-def rpo_bwd_kl(
-    table: ResponseTable,
-    *,
-    beta: float = 0.1,
-    rating_scale: float = 1.0,
-    pairs: str = 'best_rest',
-) -> jax.Array:
-    """L = KL(sigmoid(h) || sigmoid(g)), of two Bernoulli distributions.
-
-    Args:
-      table: response table with a reference and ratings.
-      beta: inverse temperature.
-      rating_scale: nats of reward for one point of rating.
-      pairs: which pairs.
-    """
-    return _mean_distance(table, beta, rating_scale, pairs, _bernoulli_kl)
 
 
 def _bernoulli_kl(p: jax.Array, q: jax.Array) -> jax.Array:
