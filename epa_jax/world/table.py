@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import rich.box
 from rich.table import Table
 
@@ -66,12 +67,36 @@ def as_record(outcome: Outcome) -> dict[str, float | str | None]:
     }
 
 
-def notes(held_out: int, own: int, off_topic: int, fresh: int, beta: float) -> list[str]:
-    """What the columns are, a line each."""
+def agreement(gaps_P: np.ndarray) -> float:
+    """Accuracy of the true reward itself, which no policy can expect to beat.
+
+    Args:
+      gaps_P: true reward of the preferred response less that of the other, by pair.
+    """
+    return float(np.mean((gaps_P > 0) + 0.5 * (gaps_P == 0)))
+
+
+def notes(
+    gaps_P: np.ndarray, own: int, off_topic: int, fresh: int, beta: float
+) -> list[str]:
+    """What the columns are, a paragraph each.
+
+    Args:
+      gaps_P: of the held-out pairs, as for `agreement`.
+      own: reference samples to each prompt behind the linearity.
+      off_topic: responses to other prompts besides those.
+      fresh: samples of each policy to each prompt.
+      beta: scale of r_theta.
+    """
+    pairs = len(gaps_P)
     return [
-        f'Accuracy, margin: {held_out} held-out prompts with one labelled pair each.',
-        f'Pearson, slope-1 error: of r_theta = {beta} log(policy / reference) and the true',
-        f'reward over {own} samples of the reference and {off_topic} off-topic responses,',
-        'by prompt, then the mean. The error is a mean square.',
-        f'KL (nats), true reward: {fresh} fresh samples a prompt, ± one standard error.',
+        f'Accuracy, margin: {pairs} held-out pairs with labels drawn from Bradley-Terry; '
+        f'the true reward itself has accuracy {agreement(gaps_P):.3f}. A tie counts one '
+        f'half. Standard error of an accuracy: at most {0.5 / math.sqrt(pairs):.3f}.',
+        f'Pearson, slope-1 error: r_theta = {beta} log(policy / reference) against the '
+        f'true reward, on {own} samples of the reference and {off_topic} off-topic '
+        'responses to each held-out prompt. Means over prompts, of the mean square and of '
+        'its root.',
+        f'KL (nats), true reward: {fresh} fresh samples to each held-out prompt, ± one '
+        'standard error.',
     ]
