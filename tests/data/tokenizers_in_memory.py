@@ -1,5 +1,7 @@
 """Tokenizers of the kinds that models come with, trained on a few lines."""
 
+import functools
+
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -92,3 +94,39 @@ def sentencepiece_like(prefix='metaspace', template=None, closes_text=False):
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+MAKERS = {
+    'chatml': chatml,
+    'chatml, space before text': functools.partial(chatml, add_prefix_space=True),
+    'metaspace': sentencepiece_like,
+    'normalizer': functools.partial(sentencepiece_like, 'normalizer'),
+    'instruction': functools.partial(sentencepiece_like, 'normalizer', INSTRUCTION),
+    'closes text': functools.partial(sentencepiece_like, closes_text=True),
+}
+WITH_BOS = ['metaspace', 'normalizer', 'instruction', 'closes text']
+TEXTS = [
+    'hello',
+    ' hello',
+    '  two spaces',
+    '\n\nnew lines',
+    '. dot',
+    '1 and 2',
+    'a',
+    '',
+    ' ',
+    'naïve 日本語',
+    'ends in a space ',
+    'ends in lines\n\n',
+]
+
+
+@functools.cache
+def made(name):
+    """One of `MAKERS`, made once; not to be changed."""
+    return MAKERS[name]()
+
+
+def text_of(tokenizer, ids):
+    """What ids say; byte-level and '▁' tokens put back together without any cleaning."""
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
