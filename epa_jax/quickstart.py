@@ -225,7 +225,8 @@ class Quickstart:
     def _conclude(self, outcomes: list[Outcome], gaps: np.ndarray, seconds: float) -> None:
         s = self.settings
         self.console.print()
-        self.console.print(table.render(outcomes))
+        for line in table.lines(outcomes):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         self.console.print()
         for line in table.notes(gaps, s.own, s.off_topic, s.fresh, s.beta):
             self.console.print(line, highlight=False, style='dim')

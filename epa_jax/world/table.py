@@ -4,36 +4,36 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import rich.box
-from rich.table import Table
 
 from epa_jax.world.measure import Estimate, Outcome
 
 HEADINGS = (
-    'held-out\naccuracy',
-    'margin\n',
-    'Pearson\n',
-    'slope-1\nerror',
-    'its\nroot',
-    'KL to the\nreference',
-    'true\nreward',
+    ('', 'held-out', 'margin', 'Pearson', 'slope-1', 'its', 'KL to the', 'true'),
+    ('policy', 'accuracy', '', '', 'error', 'root', 'reference', 'reward'),
 )
 
 
-def render(outcomes: Sequence[Outcome]) -> Table:
-    """One row a policy, within 80 columns; ± is one standard error."""
-    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column('policy', no_wrap=True)
-    for heading in HEADINGS:
-        table.add_column(heading, justify='right', no_wrap=True)
-    for outcome in outcomes:
-        table.add_row(*_cells(outcome))
-    return table
+def lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """One row a policy, in 80 columns or little more; ± is one standard error.
+
+    Not a table of rich, which cuts off digits where the terminal is narrower.
+    """
+    rows = [*HEADINGS, *(_cells(outcome) for outcome in outcomes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    texts = [
+        '  '.join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    ]
+    texts.insert(len(HEADINGS), '─' * len(texts[0]))
+    return texts
 
 
-def _cells(outcome: Outcome) -> list[str]:
+def _cells(outcome: Outcome) -> tuple[str, ...]:
     line = outcome.linearity
-    return [
+    return (
         outcome.name,
         f'{outcome.accuracy:.3f}',
         f'{outcome.margin:.3f}',
@@ -42,7 +42,7 @@ def _cells(outcome: Outcome) -> list[str]:
         f'{line.mean_slope1_root:.3f}',
         _with_error(outcome.kl),
         _with_error(outcome.reward),
-    ]
+    )
 
 
 def _with_error(estimate: Estimate) -> str:
