@@ -1,10 +1,13 @@
 """Examples as tokens, from the chat template to the limits; what is cut is counted."""
 
 import dataclasses
+import hashlib
 
+import jax
 import numpy as np
 import pytest
 
+from epa_jax.data import tokenise as tokenise_lib
 from epa_jax.data.rendering import Renderer
 from epa_jax.data.sources import DataError
 from epa_jax.data.tokenise import TokeniseReport, prompt_key, tokenise
@@ -97,6 +100,57 @@ def test_prompts_are_what_transformers_gives_a_model_to_generate_from(name):
     )
     prompt, _ = tokens(tokenizer, tuple(Message(*turn) for turn in talk), 'Because')
     assert prompt == expected
+
+
+def test_a_plain_turn_has_the_tokens_it_will_have_as_an_earlier_turn(tokenizer):
+    talk = (Message('user', 'What is it?'),)
+    prompt, (ids,) = tokens(tokenizer, talk, 'It is a test', cfg=without_template())
+    later = (*talk, Message('assistant', 'It is a test'), Message('user', 'So?'))
+    longer, _ = tokens(tokenizer, later, 'yes', cfg=without_template())
+    assert longer[: len(prompt) + len(ids) - 1] == prompt + ids[:-1]
+
+
+def test_many_examples_are_each_as_alone(monkeypatch):
+    """Whatever is dropped between them, and however they are divided into chunks."""
+    long = 'a test and a test ' * 20
+    items = [
+        example('Hi', 'yes', 'no', 'perhaps'),
+        example('Hi', 'yes', long),  # dropped
+        example('', 'yes'),
+        example((Message('user', 'Hi'),), 'yes', long, 'no'),
+        example(long, 'yes', 'no'),
+        example('one', 'alone'),
+    ] * 2
+    cfg = DataConfig(max_prompt_tokens=40, max_response_tokens=16, overlong_response='drop')
+    alone = [tokenise([item], made('chatml'), cfg) for item in items]
+    expected = [out for kept, _ in alone for out in kept]
+    assert len(expected) == 10
+    for chunk in (1, 2, 5, 100):
+        monkeypatch.setattr(tokenise_lib, 'CHUNK', chunk)
+        out, report = tokenise(items, made('chatml'), cfg)
+        for one, other in zip(out, expected, strict=True):
+            assert jax.tree.all(jax.tree.map(np.array_equal, fields(one), fields(other)))
+        assert report.kept == 10
+        assert report.dropped == {'no rejected response is short enough': 2}
+        assert report.dropped_responses == {'too long': 2}
+        assert report.truncated_prompts == 2
+
+
+def fields(item):
+    out = dataclasses.asdict(item)
+    return {**out, 'ratings': np.nan_to_num(out['ratings'])}
+
+
+def test_an_example_may_be_refused_once_it_is_tokens():
+    def unusable(item):
+        return 'too many responses' if len(item.response_ids) > 2 else None
+
+    items = [example('Hi', 'a', 'b'), example('Hi', 'a', 'b<|im_end|>', 'c')]
+    out, report = tokenise(items, made('chatml'), LONG, unusable=unusable)
+    assert [len(item.response_ids) for item in out] == [2]
+    expected = TokeniseReport(kept=1)
+    expected.drop('too many responses', ['data.jsonl:7'])
+    assert report == expected  # what is dropped counts as nothing else
 
 
 @pytest.mark.parametrize('policy', ['truncate_right', 'truncate_left'])
@@ -227,5 +281,7 @@ def test_arrays_have_the_documented_types():
 
 def test_equal_prompts_have_equal_keys():
     assert prompt_key('Hi') == prompt_key(' Hi\n') == prompt_key((Message('user', 'Hi'),))
+    # the same in every process: Python's own hashes are not
+    assert prompt_key('Hi').hex() == hashlib.sha256(b'[["user", "Hi"]]').hexdigest()[:32]
     others = ['hi', 'Hi.', (Message('assistant', 'Hi'),), (*[Message('user', 'Hi')] * 2,)]
     assert len({prompt_key(other) for other in (*others, 'Hi')}) == 5
