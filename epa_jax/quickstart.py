@@ -117,12 +117,12 @@ class Quickstart:
     @contextlib.contextmanager
     def _stage(self, number: int, title: str) -> Iterator[None]:
         began = time.perf_counter()
-        self.console.print(f'\n{number}/5  {title}', style='bold', highlight=False)
+        self.console.print(f'\n{number}/5  {title}', style='bold')
         yield
         self._say(f'took {time.perf_counter() - began:.0f} s')
 
     def _say(self, text: str) -> None:
-        self.console.print(f'     {text}', highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f'     {text}', soft_wrap=True)
 
     def _fit_reference(self) -> TrainResult:
         s = self.settings
@@ -226,10 +226,10 @@ class Quickstart:
         s = self.settings
         self.console.print()
         for line in table.lines(outcomes):
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
         self.console.print()
         for line in table.notes(gaps, s.own, s.off_topic, s.fresh, s.beta):
-            self.console.print(line, highlight=False, style='dim')
+            self.console.print(line, style='dim')
         record = {
             'seconds': seconds,
             'seed': self.seed,
@@ -245,8 +245,6 @@ class Quickstart:
             f'models   {self.out}/{{sft,dpo,epa}}/export (Hugging Face folders)\n'
             f'took     {seconds:.0f} s\n\n'
             f'next     {NEXT}',
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
 
@@ -282,10 +280,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of every random choice')
     parser.add_argument('--smoke', action='store_true', help='tiny sizes, to see it run')
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**32:
+        parser.error(f'--seed={args.seed}: expected 0 to 4294967295')
     show_log()
     logging.getLogger('epa_jax').setLevel(logging.WARNING)
     logging.getLogger('epa_jax.loop').setLevel(logging.INFO)  # the evaluations
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         settings = SMOKE if args.smoke else Settings()
         Quickstart(new_folder(args.out), settings, args.seed, console).run()
