@@ -48,7 +48,8 @@ def _draw_linearity(axes: Axes, outcomes: Sequence[Outcome], true_NK: np.ndarray
     points = np.column_stack([np.tile(true, len(outcomes)), np.concatenate(learned)])
     # in random order, so that no policy lies on top
     order = np.random.default_rng(0).permutation(len(points))
-    axes.scatter(*points[order].T, s=7, alpha=0.4, color=colours[order], linewidths=0)
+    x, y = points[order].T
+    axes.scatter(x, y, s=7, alpha=0.4, color=colours[order], linewidths=0)
     for outcome, colour in zip(outcomes, COLOURS[1:], strict=True):
         label = f'{outcome.name}, Pearson {outcome.linearity.mean_pearson:.2f}'
         axes.scatter([], [], s=30, color=colour, label=label)  # for the legend
