@@ -31,9 +31,15 @@ INSTRUCTION = (
 )
 
 
-def chatml(add_prefix_space=False, template=CHATML):
-    """Byte-level BPE without BOS; the padding token is the end of sequence."""
-    special = ['<|im_start|>', '<|im_end|>']
+def chatml(add_prefix_space=False, template=CHATML, bos=None):
+    """Byte-level BPE; the padding token is the end of sequence.
+
+    Args:
+      add_prefix_space: the tokenizer puts a space before any text.
+      template: chat template.
+      bos: put before any text as LLaMA 3 does, or None.
+    """
+    special = ['<|im_start|>', '<|im_end|>'] + ([bos] if bos else [])
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     core.decoder = decoders.ByteLevel()
@@ -47,8 +53,15 @@ def chatml(add_prefix_space=False, template=CHATML):
             show_progress=False,
         ),
     )
+    if bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f'{bos} $A', special_tokens=[(bos, special.index(bos))]
+        )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token='<|im_end|>', pad_token='<|im_end|>'
+        tokenizer_object=core,
+        bos_token=bos,
+        eos_token='<|im_end|>',
+        pad_token='<|im_end|>',
     )
     tokenizer.chat_template = template
     return tokenizer
@@ -99,12 +112,14 @@ def sentencepiece_like(prefix='metaspace', template=None, closes_text=False):
 MAKERS = {
     'chatml': chatml,
     'chatml, space before text': functools.partial(chatml, add_prefix_space=True),
+    'llama 3': functools.partial(chatml, template='{{ bos_token }}' + CHATML, bos='<s>'),
+    'no bos in the template': functools.partial(chatml, bos='<s>'),
     'metaspace': sentencepiece_like,
     'normalizer': functools.partial(sentencepiece_like, 'normalizer'),
     'instruction': functools.partial(sentencepiece_like, 'normalizer', INSTRUCTION),
     'closes text': functools.partial(sentencepiece_like, closes_text=True),
 }
-WITH_BOS = ['metaspace', 'normalizer', 'instruction', 'closes text']
+WITH_BOS = ['llama 3', 'metaspace', 'normalizer', 'instruction', 'closes text']
 TEXTS = [
     'hello',
     ' hello',
