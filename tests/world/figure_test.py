@@ -69,6 +69,17 @@ def test_every_response_is_a_point_of_its_policy_s_colour(drawn):
         np.testing.assert_allclose(sorted(offsets[own].tolist()), sorted(expected.tolist()))
 
 
+def test_the_legend_gives_each_policy_the_colour_of_its_points(drawn):
+    handles, labels = drawn.axes[0].get_legend_handles_labels()
+    names = {to_rgba(figure.COLOURS[1])[:3]: 'DPO', to_rgba(figure.COLOURS[2])[:3]: 'EPA'}
+    shown = {
+        tuple(handle.get_facecolor()[0, :3]): label.split(',')[0]
+        for handle, label in zip(handles, labels, strict=True)
+        if label != 'slope 1'
+    }
+    assert shown == names
+
+
 def test_no_policy_covers_the_other(drawn):
     colours = drawn.axes[0].collections[0].get_facecolors()
     last = colours[len(colours) // 2 :]  # drawn over the first half
