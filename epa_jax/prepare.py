@@ -127,7 +127,7 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
             'model.param_dtype=bfloat16 loses every update below 1/256 of its parameter; '
             'float32 parameters with model.compute_dtype=bfloat16 lose none'
         )
-    report = data_report(datasets, data, total_steps, transformer.num_params(spec))
+    report = data_report(datasets, data, total_steps, _matrix_params(spec))
     log.info('%s', render(report))
     objective = Objective(spec, _compute(run, mesh), loss)
     optimizer, schedule = make_optimizer(run.optim, total_steps)
@@ -230,6 +230,12 @@ def _own_rows(layout: packing.Layout) -> slice:
     """Rows of a micro-batch that this process makes."""
     share = layout.rows // jax.process_count()
     return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
+def _matrix_params(spec: ModelSpec) -> int:
+    """Parameters that a token is multiplied with: all but an embedding only looked up."""
+    looked_up = 0 if spec.tie_embeddings else spec.vocab_size * spec.d_model
+    return transformer.num_params(spec) - looked_up
 
 
 def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:

@@ -98,15 +98,17 @@ class Quickstart:
         began = time.perf_counter()
         with self._stage(1, f'Fit a LLaMA of {self._size()} to the language (SFT)'):
             reference = self._fit_reference()
-        with self._stage(2, 'Draw pairs from it, labelled with the true reward'):
-            self._write_pairs(reference)
+        with self._stage(
+            2, 'Draw pairs from it, labelled by Bradley-Terry with the true reward'
+        ):
+            gaps = self._write_pairs(reference)
         with self._stage(3, 'DPO from that reference'):
             dpo = self._align('dpo', n_weak=0)
         with self._stage(4, 'EPA 1:1:2 from the same reference: 2 weak negatives more'):
             epa = self._align('epa', n_weak=2)
         with self._stage(5, 'Measure all three on held-out prompts'):
             outcomes = self._measure(reference, dpo, epa)
-        self._conclude(outcomes, time.perf_counter() - began)
+        self._conclude(outcomes, gaps, time.perf_counter() - began)
         return outcomes
 
     def _size(self) -> str:
@@ -115,12 +117,12 @@ class Quickstart:
     @contextlib.contextmanager
     def _stage(self, number: int, title: str) -> Iterator[None]:
         began = time.perf_counter()
-        self.console.print(f'\n{number}/5  {title}', style='bold', highlight=False)
+        self.console.print(f'\n{number}/5  {title}', style='bold')
         yield
         self._say(f'took {time.perf_counter() - began:.0f} s')
 
     def _say(self, text: str) -> None:
-        self.console.print(f'     {text}', highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f'     {text}', soft_wrap=True)
 
     def _fit_reference(self) -> TrainResult:
         s = self.settings
@@ -140,7 +142,8 @@ class Quickstart:
         cfg.batch.prompts = 64
         return train(config.resolve(cfg))
 
-    def _write_pairs(self, reference: TrainResult) -> None:
+    def _write_pairs(self, reference: TrainResult) -> np.ndarray:
+        """Writes both files; returns by how much the true reward agrees, held out."""
         s = self.settings
         prompts = self.train_prompts[: s.pairs]
         for name, part, stream in (
@@ -158,6 +161,7 @@ class Quickstart:
                 f'as equal; the true reward agrees with {np.mean(gaps > 0):.1%} of labels '
                 f'(ties {np.mean(gaps == 0):.1%})'
             )
+        return gaps
 
     def _align(self, loss: str, n_weak: int) -> TrainResult:
         s = self.settings
@@ -218,16 +222,20 @@ class Quickstart:
         figure.draw(self.out / 'figure.png', outcomes, responses.rewards, own.rewards)
         return outcomes
 
-    def _conclude(self, outcomes: list[Outcome], seconds: float) -> None:
+    def _conclude(self, outcomes: list[Outcome], gaps: np.ndarray, seconds: float) -> None:
         s = self.settings
         self.console.print()
-        self.console.print(table.render(outcomes))
-        for line in table.notes(s.held_out, s.own, s.off_topic, s.fresh, s.beta):
-            self.console.print(line, highlight=False, style='dim')
+        for line in table.lines(outcomes):
+            self.console.print(line, soft_wrap=True)
+        self.console.print()
+        for line in table.notes(gaps, s.own, s.off_topic, s.fresh, s.beta):
+            self.console.print(line, style='dim')
         record = {
             'seconds': seconds,
             'seed': self.seed,
             'settings': dataclasses.asdict(s),
+            'held_out_pairs': len(gaps),
+            'true_reward_accuracy': table.agreement(gaps),
             'outcomes': [table.as_record(outcome) for outcome in outcomes],
         }
         write_json(self.out / 'results.json', record)
@@ -237,7 +245,6 @@ class Quickstart:
             f'models   {self.out}/{{sft,dpo,epa}}/export (Hugging Face folders)\n'
             f'took     {seconds:.0f} s\n\n'
             f'next     {NEXT}',
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -251,12 +258,12 @@ def new_folder(out: str | None) -> Path:
     """The folder asked for, or the first of runs/quickstart, runs/quickstart_2, ...
 
     Raises:
-      ConfigError: the folder asked for is not empty.
+      ConfigError: the folder asked for is not empty, or is a file.
     """
     if out is not None:
         path = Path(out)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise config.ConfigError(f'--out={out}: not empty; name a new folder')
+            raise config.ConfigError(f'--out={out}: not an empty folder; name a new one')
     else:
         names = (f'quickstart_{i}' if i > 1 else 'quickstart' for i in itertools.count(1))
         path = next(p for p in (Path('runs') / n for n in names) if not p.exists())
@@ -273,10 +280,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of every random choice')
     parser.add_argument('--smoke', action='store_true', help='tiny sizes, to see it run')
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**32:
+        parser.error(f'--seed={args.seed}: expected 0 to 4294967295')
     show_log()
     logging.getLogger('epa_jax').setLevel(logging.WARNING)
     logging.getLogger('epa_jax.loop').setLevel(logging.INFO)  # the evaluations
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         settings = SMOKE if args.smoke else Settings()
         Quickstart(new_folder(args.out), settings, args.seed, console).run()

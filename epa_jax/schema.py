@@ -13,12 +13,12 @@ class DataConfig:
     """Where examples come from and what of them is trained on.
 
     Attributes:
-      train: a local file (JSONL, JSONL.gz, JSON), a `datasets` folder, or a hub name,
-        optionally 'name:split'.
+      train: a local file (JSON, JSONL, either also .gz, parquet), a `datasets` folder, or
+        a hub name, optionally 'name:split'.
       eval: the same for held-out examples; '' takes `eval_examples` out of `train`.
       eval_examples: held-out examples taken from `train` by `split_seed`, or at most
         this many read from `eval`; 0 evaluates on all of `eval`, or not at all.
-      layout: 'auto', or one of `data.sources.LAYOUTS` (pairs, hh, rated).
+      layout: 'auto', or one of `data.layouts.LAYOUTS` (pairs, hh, rated, sft).
       max_examples: use at most this many training examples; 0 is all.
       split_seed: fixes which examples are held out.
       max_prompt_tokens: longer prompts follow `overlong_prompt`.

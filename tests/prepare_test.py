@@ -59,3 +59,18 @@ def test_small_rows_say_which_length_is_needed(folder):
     run = small_run.config(folder, batch__row_length=16)
     with pytest.raises(ValueError, match=r'set batch\.row_length to 128 or more'):
         job_of(run)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_the_report_counts_the_flops_of_the_matrices(tmp_path, tied):
+    """6 for each parameter and token, 2 forward and 4 backward; a look-up needs none."""
+    spec = dataclasses.replace(tiny.SPEC, tie_embeddings=tied)
+    small_run.write(tmp_path, spec=spec)
+    job = job_of(small_run.config(tmp_path, reference__mode='in_step'))
+    heads = 2 * spec.n_heads + 2 * spec.n_kv_heads  # query, output; key, value
+    layer = spec.d_model * (heads * spec.head_dim + 3 * spec.d_ff)
+    matrices = spec.n_layers * layer + spec.vocab_size * spec.d_model  # one head
+    compute = job.report['compute']
+    per_token = compute['flops_per_step'] / compute['tokens_per_step']
+    norms = (2 * spec.n_layers + 1) * spec.d_model
+    assert per_token == pytest.approx(6 * (matrices + norms))

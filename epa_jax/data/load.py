@@ -1,6 +1,7 @@
 """The examples that a run trains on and those it holds out."""
 
 import dataclasses
+import functools
 import random
 from collections.abc import Sequence
 
@@ -64,12 +65,11 @@ def load_datasets(
     elif cfg.eval_examples:
         examples, held_out = split_examples(examples, cfg.eval_examples, cfg.split_seed)
     limit = cfg.max_examples or len(examples)
-    train, report = tokenise(examples[:limit], tokenizer, cfg)
+    unusable = functools.partial(_lacks_negatives, min_strong)
+    train, report = tokenise(examples[:limit], tokenizer, cfg, unusable=unusable)
     report.drop(HELD_OUT, [example.origin for example in shared])
     report.drop(BEYOND_LIMIT, [example.origin for example in examples[limit:]])
-    train = _with_negatives(train, report, min_strong)
-    kept, held_out_report = tokenise(held_out, tokenizer, cfg)
-    kept = _with_negatives(kept, held_out_report, min_strong)
+    kept, held_out_report = tokenise(held_out, tokenizer, cfg, unusable=unusable)
     if not train:
         raise ConfigError(
             f'data.train={cfg.train!r}: no example remains to train on; dropped: '
@@ -134,12 +134,5 @@ def _without_prompts_of(
     return kept, shared
 
 
-def _with_negatives(
-    examples: list[TokenExample], report: TokeniseReport, min_strong: int
-) -> list[TokenExample]:
-    kept = [e for e in examples if len(strong_candidates(e)) >= min_strong]
-    if len(kept) < len(examples):
-        left = {id(e) for e in kept}
-        report.drop(NO_NEGATIVE, [e.origin for e in examples if id(e) not in left])
-        report.kept = len(kept)
-    return kept
+def _lacks_negatives(min_strong: int, example: TokenExample) -> str | None:
+    return NO_NEGATIVE if len(strong_candidates(example)) < min_strong else None

@@ -30,7 +30,7 @@ def data_report(
     Returns:
       JSON values, for the run folder and `render`.
     """
-    groups = [data.group(visit) for visit in data.visits.first(total_steps)]
+    groups = _visited(data, total_steps)
     lengths = [group.num_tokens for group in groups]
     step_tokens = float(np.mean(lengths)) * data.visits.prompts
     return {
@@ -47,12 +47,20 @@ def data_report(
             'tokens_per_prompt': _spread(lengths),
             'responses': _roles(groups),
         },
-        'rows': _rows(data, min(total_steps, SAMPLE)),
+        'rows': _rows(data, lengths[: SAMPLE * data.visits.prompts]),
         'compute': {
             'tokens_per_step': step_tokens,
             'flops_per_step': 6.0 * matrix_params * step_tokens,
         },
     }
+
+
+def _visited(data: Pipeline, total_steps: int) -> list[TokenGroup]:
+    """The group of every visit of the run, in order; repeated visits share one."""
+    dataset = data.visits.dataset()
+    order = [dataset[i] for i in range(total_steps * data.visits.prompts)]
+    groups = {visit: data.group(visit) for visit in set(order)}
+    return [groups[visit] for visit in order]
 
 
 def _reasons(counts: Mapping[str, int], first: Mapping[str, str]) -> dict[str, Any]:
@@ -109,21 +117,18 @@ def _roles(groups: Iterable[TokenGroup]) -> dict[str, int]:
     return {Role(role).name.lower(): count for role, count in sorted(counts.items())}
 
 
-def _rows(data: Pipeline, steps: int) -> dict[str, Any]:
-    """Fill of the packed rows of the first steps."""
-    visits, layout = data.visits.dataset(), data.layout
-    micro_batches = tokens = 0
-    for step in range(steps):
-        here = range(step * data.visits.prompts, (step + 1) * data.visits.prompts)
-        lengths = [data.group(visits[i]).num_tokens for i in here]
-        micro_batches += -(-len(plan(lengths, layout)) // layout.rows)
-        tokens += sum(lengths)
+def _rows(data: Pipeline, lengths: Sequence[int]) -> dict[str, Any]:
+    """Fill of the packed rows of the steps that visit groups of these lengths."""
+    layout, prompts = data.layout, data.visits.prompts
+    starts = range(0, len(lengths), prompts)
+    rows = [len(plan(lengths[start : start + prompts], layout)) for start in starts]
+    micro_batches = sum(-(-count // layout.rows) for count in rows)
     cells = micro_batches * layout.rows * layout.row_length
     return {
         'row_length': layout.row_length,
         'rows_per_micro_batch': layout.rows,
-        'micro_batches_per_step': micro_batches / steps,
-        'padding': 1 - tokens / cells,
+        'micro_batches_per_step': micro_batches / len(rows),
+        'padding': 1 - sum(lengths) / cells,
     }
 
 

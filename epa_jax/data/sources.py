@@ -1,10 +1,12 @@
 """Opens data by path or hub name and reads it record by record."""
 
 import collections
+import contextlib
 import dataclasses
 import gzip
 import json
 import pathlib
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import datasets
 
 from epa_jax.config import ConfigError
-from epa_jax.data.layouts import LAYOUTS, RecordError, to_example
+from epa_jax.data.layouts import LAYOUTS, Record, RecordError, to_example
 from epa_jax.types import Example
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet')
@@ -123,11 +125,15 @@ def _from_file(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f'{path}: cannot be read: {error}') from error
 
 
-def _from_parquet(path: pathlib.Path) -> datasets.Dataset:
-    try:
-        return datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f'{path}: cannot be read as parquet: {error}') from error
+def _from_parquet(path: pathlib.Path) -> Iterator[Record]:
+    """Rows as they stream from the file; nothing is left in the user's cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            yield from datasets.Dataset.from_parquet(
+                str(path), streaming=True, cache_dir=cache
+            )
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(f'{path}: cannot be read as parquet: {error}') from error
 
 
 def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[str, Any]]:
@@ -152,7 +158,8 @@ def _json_list(path: pathlib.Path, text: str) -> list[Any]:
 
 def _from_disk(path: pathlib.Path) -> Any:
     try:
-        found = datasets.load_from_disk(str(path))
+        with _no_progress_bars():
+            found = datasets.load_from_disk(str(path))
     except FileNotFoundError as error:
         raise DataError(
             f'{path}: expected a folder written by datasets.save_to_disk: {error}'
@@ -170,9 +177,22 @@ def _from_disk(path: pathlib.Path) -> Any:
 def _from_hub(source: str) -> Any:
     name, _, split = source.partition(':')
     try:
-        return datasets.load_dataset(name, split=split or 'train')
+        with _no_progress_bars():
+            return datasets.load_dataset(name, split=split or 'train')
     except Exception as error:  # the hub's client raises many kinds
         raise DataError(
             f'{source}: neither a file or folder here nor a data set that the hub gives: '
             f'{type(error).__name__}: {error}'
         ) from error
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Several bars of one data set would only hide the run's own log."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

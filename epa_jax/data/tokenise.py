@@ -3,21 +3,22 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from epa_jax.config import ConfigError
+from epa_jax.data.encoding import Encoder
 from epa_jax.data.rendering import Renderer, Unusable
 from epa_jax.data.sources import DataError
 from epa_jax.schema import DataConfig
 from epa_jax.types import Example, Message, Role, TokenExample
 
-# Texts to tokenise responses behind; of different kinds, so that one does not merge with
-# whatever a response begins with.
-_ANCHORS = ('\n', '.', 'a', '1')
+CHUNK = 1024  # examples tokenised at once
+
+Check = Callable[[TokenExample], str | None]
 
 
 @dataclasses.dataclass
@@ -62,55 +63,74 @@ class TokeniseReport:
 
 
 class Tokeniser:
-    """Turns examples into tokens with one tokenizer and one configuration.
-
-    Prompt and response are tokenised apart, as they are when a model generates, so all
-    responses share the prompt's tokens exactly and no token straddles the border.
-    """
+    """Turns examples into tokens with one tokenizer and one configuration."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, cfg: DataConfig):
-        """Checks that the tokenizer can end a response and finds the chat template.
+        """Finds the chat template.
 
         Raises:
           ConfigError: no end-of-sequence token, or no such template file.
         """
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(
-                'model.tokenizer: no end-of-sequence token; responses could never end. '
-                'Set eos_token in tokenizer_config.json'
-            )
-        self._tokenizer = tokenizer
         self._cfg = cfg
-        self._eos = int(tokenizer.eos_token_id)
+        self._encoder = Encoder(tokenizer)
         self._renderer = Renderer(tokenizer, cfg)
-        self._puts_space = self._puts_space_before_text()
+        self._bos = tokenizer.bos_token_id
 
-    def example(self, example: Example, report: TokeniseReport) -> TokenExample | None:
-        """Tokens of one example, or None when it is dropped; counts go to `report`.
+    def examples(
+        self, examples: Sequence[Example], report: TokeniseReport, unusable: Check
+    ) -> list[TokenExample]:
+        """Tokens of the examples that remain; what is cut or dropped is counted.
+
+        Args:
+          examples: the examples; their texts are in memory as tokens all at once.
+          report: takes the counts.
+          unusable: the reason to drop an example that fits, or None.
 
         Raises:
           ConfigError: a system prompt where there is no place for it.
           DataError: over-long text where the policy is 'error', or a chat template that
             refuses the messages or does not put the response after the prompt.
         """
-        cut = TokeniseReport()
-        try:
-            tokens = self._example(example, cut)
-        except Unusable as drop:
-            report.drop(str(drop), [example.origin])
-            return None
-        report.add(cut)
-        return tokens
+        rendered = []
+        for example in examples:
+            try:
+                rendered.append((example, *self._renderer.render(example)))
+            except Unusable as drop:
+                report.drop(str(drop), [example.origin])
+        prompts = self._encoder.prompts(
+            [prompt for _, prompt, _ in rendered], special=self._renderer.template is None
+        )
+        texts = [text for *_, texts in rendered for text in texts]
+        origins = [example.origin for example, _, texts in rendered for _ in texts]
+        answers = iter(self._encoder.responses(texts, origins))
+        out = []
+        for (example, _, texts), prompt in zip(rendered, prompts, strict=True):
+            cut, responses = TokeniseReport(), list(itertools.islice(answers, len(texts)))
+            try:
+                tokens = self._fit(example, prompt, responses, cut)
+                reason = unusable(tokens)
+                if reason is not None:
+                    raise Unusable(reason)
+            except Unusable as drop:
+                report.drop(str(drop), [example.origin])
+                continue
+            report.add(cut)
+            out.append(tokens)
+        return out
 
-    def _example(self, example: Example, report: TokeniseReport) -> TokenExample:
-        prompt_text, response_texts = self._renderer.render(example)
-        prompt_ids = self._fit_prompt(self._prompt_ids(prompt_text), example, report)
+    def _fit(
+        self,
+        example: Example,
+        prompt: list[int],
+        responses: list[list[int]],
+        report: TokeniseReport,
+    ) -> TokenExample:
+        """Cuts what is too long."""
+        prompt_ids = self._fit_prompt(prompt, example, report)
         kept: list[int] = []
         response_ids = []
-        for k, text in enumerate(response_texts):
-            ids = self._fit_response(
-                self._response_ids(text, example.origin), example, report
-            )
+        for k, response in enumerate(responses):
+            ids = self._fit_response(response, example, report)
             if ids is None:
                 if example.roles[k] == Role.CHOSEN:
                     raise Unusable('the chosen response is too long')
@@ -130,55 +150,6 @@ class Tokeniser:
             origin=example.origin,
         )
 
-    def _prompt_ids(self, text: str) -> list[int]:
-        if self._renderer.template is not None:  # it writes its special tokens itself
-            return self._plain_ids(text)
-        ids = list(self._tokenizer(text, verbose=False).input_ids)
-        while ids and ids[-1] == self._eos:  # some tokenizers close a text
-            ids = ids[:-1]
-        bos = self._tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:  # the text began with one
-            ids = ids[1:]
-        return ids
-
-    def _response_ids(self, text: str, origin: str) -> list[int]:
-        """Tokens of a response, with exactly one end of sequence, at its end."""
-        if self._puts_space:
-            ids = self._behind_anchor(text, origin)
-        else:
-            ids = self._plain_ids(text)
-        return [*ids, self._eos]
-
-    def _puts_space_before_text(self) -> bool:
-        """Whether the tokenizer puts a space before any text, as SentencePiece does.
-
-        Before a response that space would be a token the model never generates there.
-        """
-        return self._behind_anchor('a', 'model.tokenizer') != self._plain_ids('a')
-
-    def _behind_anchor(self, text: str, origin: str) -> list[int]:
-        """Tokens of a text that continues another: behind an anchor, which is cut off."""
-        for anchor in _ANCHORS:
-            before = self._plain_ids(anchor)
-            both = self._tokenizer(
-                anchor + text,
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                verbose=False,
-            )
-            size = len(before)
-            merged = both.input_ids[:size] != before
-            if size and not merged and both.offset_mapping[size - 1][1] <= len(anchor):
-                return both.input_ids[size:]
-        raise DataError(
-            f'{origin}: the tokenizer merges the start of {text[:20]!r} with any text '
-            'before it, so the tokens of a response cannot be told from its prompt'
-        )
-
-    def _plain_ids(self, text: str) -> list[int]:
-        ids = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return list(ids)
-
     def _fit_prompt(
         self, ids: list[int], example: Example, report: TokeniseReport
     ) -> np.ndarray:
@@ -190,8 +161,7 @@ class Tokeniser:
             if policy == 'drop':
                 raise Unusable('the prompt is too long')
             report.truncated_prompts += 1
-            bos = self._tokenizer.bos_token_id
-            keep = [ids[0]] if bos is not None and ids[0] == bos and limit > 1 else []
+            keep = ids[:1] if ids[0] == self._bos and limit > 1 else []
             ids = [*keep, *ids[len(ids) - limit + len(keep) :]]
         return np.array(ids, np.int32)
 
@@ -205,7 +175,7 @@ class Tokeniser:
                 return None
             report.truncated_responses += 1
             ids = ids[:limit]
-        report.eos_inside += self._eos in ids[:-1]
+        report.eos_inside += self._encoder.eos in ids[:-1]
         return np.array(ids, np.int32)
 
     def _refuse(self, policy: str, example: Example, what: str, limit: int) -> None:
@@ -217,12 +187,29 @@ class Tokeniser:
 
 
 def tokenise(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: DataConfig
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    cfg: DataConfig,
+    *,
+    unusable: Check = lambda example: None,
 ) -> tuple[list[TokenExample], TokeniseReport]:
-    """Tokens of all examples, and what was cut or dropped."""
+    """Tokens of all examples, and what was cut or dropped.
+
+    Args:
+      examples: the examples.
+      tokenizer: of the model.
+      cfg: limits, policies and chat template.
+      unusable: the reason to drop an example once it is tokens, or None to keep it.
+
+    Raises:
+      ConfigError: see `Tokeniser`.
+      DataError: see `Tokeniser.examples`.
+    """
     tokeniser, report = Tokeniser(tokenizer, cfg), TokeniseReport()
-    out = [tokeniser.example(example, report) for example in examples]
-    return [example for example in out if example is not None], report
+    out: list[TokenExample] = []
+    for start in range(0, len(examples), CHUNK):
+        out += tokeniser.examples(examples[start : start + CHUNK], report, unusable)
+    return out, report
 
 
 def prompt_key(prompt: str | tuple[Message, ...]) -> bytes:

@@ -26,7 +26,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     pad, bos, eos, unknown = SPECIAL
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *language.words()])}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
         single=f'{bos} $A', special_tokens=[(bos, vocabulary[bos])]
     )

@@ -1,4 +1,4 @@
-"""A language of about 140 words, with prompts, responses and a known reward.
+"""A language of about 150 words, with prompts, responses and a known reward.
 
 A prompt names a topic, two of its things and a length: "tell me briefly about roses and
 bees in the garden". A response is an opening and one or two clauses: "gladly , roses and

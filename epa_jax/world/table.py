@@ -3,36 +3,37 @@
 import math
 from collections.abc import Sequence
 
-import rich.box
-from rich.table import Table
+import numpy as np
 
 from epa_jax.world.measure import Estimate, Outcome
 
 HEADINGS = (
-    'held-out\naccuracy',
-    'margin\n',
-    'Pearson\n',
-    'slope-1\nerror',
-    'its\nroot',
-    'KL to the\nreference',
-    'true\nreward',
+    ('', 'held-out', 'margin', 'Pearson', 'slope-1', 'its', 'KL to the', 'true'),
+    ('policy', 'accuracy', '', '', 'error', 'root', 'reference', 'reward'),
 )
 
 
-def render(outcomes: Sequence[Outcome]) -> Table:
-    """One row a policy, within 80 columns; ± is one standard error."""
-    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column('policy', no_wrap=True)
-    for heading in HEADINGS:
-        table.add_column(heading, justify='right', no_wrap=True)
-    for outcome in outcomes:
-        table.add_row(*_cells(outcome))
-    return table
+def lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """One row a policy, in 80 columns or little more; ± is one standard error.
+
+    Not a table of rich, which cuts off digits where the terminal is narrower.
+    """
+    rows = [*HEADINGS, *(_cells(outcome) for outcome in outcomes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    texts = [
+        '  '.join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    ]
+    texts.insert(len(HEADINGS), '─' * len(texts[0]))
+    return texts
 
 
-def _cells(outcome: Outcome) -> list[str]:
+def _cells(outcome: Outcome) -> tuple[str, ...]:
     line = outcome.linearity
-    return [
+    return (
         outcome.name,
         f'{outcome.accuracy:.3f}',
         f'{outcome.margin:.3f}',
@@ -41,7 +42,7 @@ def _cells(outcome: Outcome) -> list[str]:
         f'{line.mean_slope1_root:.3f}',
         _with_error(outcome.kl),
         _with_error(outcome.reward),
-    ]
+    )
 
 
 def _with_error(estimate: Estimate) -> str:
@@ -66,12 +67,36 @@ def as_record(outcome: Outcome) -> dict[str, float | str | None]:
     }
 
 
-def notes(held_out: int, own: int, off_topic: int, fresh: int, beta: float) -> list[str]:
-    """What the columns are, a line each."""
+def agreement(gaps_P: np.ndarray) -> float:
+    """Accuracy of the true reward itself, which no policy can expect to beat.
+
+    Args:
+      gaps_P: true reward of the preferred response less that of the other, by pair.
+    """
+    return float(np.mean((gaps_P > 0) + 0.5 * (gaps_P == 0)))
+
+
+def notes(
+    gaps_P: np.ndarray, own: int, off_topic: int, fresh: int, beta: float
+) -> list[str]:
+    """What the columns are, a paragraph each.
+
+    Args:
+      gaps_P: of the held-out pairs, as for `agreement`.
+      own: reference samples to each prompt behind the linearity.
+      off_topic: responses to other prompts besides those.
+      fresh: samples of each policy to each prompt.
+      beta: scale of r_theta.
+    """
+    pairs = len(gaps_P)
     return [
-        f'Accuracy, margin: {held_out} held-out prompts with one labelled pair each.',
-        f'Pearson, slope-1 error: of r_theta = {beta} log(policy / reference) and the true',
-        f'reward over {own} samples of the reference and {off_topic} off-topic responses,',
-        'by prompt, then the mean. The error is a mean square.',
-        f'KL (nats), true reward: {fresh} fresh samples a prompt, ± one standard error.',
+        f'Accuracy, margin: {pairs} held-out pairs with labels drawn from Bradley-Terry; '
+        f'the true reward itself has accuracy {agreement(gaps_P):.3f}. A tie counts one '
+        f'half. Standard error of an accuracy: at most {0.5 / math.sqrt(pairs):.3f}.',
+        f'Pearson, slope-1 error: r_theta = {beta} log(policy / reference) against the '
+        f'true reward, on {own} samples of the reference and {off_topic} off-topic '
+        'responses to each held-out prompt. Means over prompts, of the mean square and of '
+        'its root.',
+        f'KL (nats), true reward: {fresh} fresh samples to each held-out prompt, ± one '
+        'standard error.',
     ]

@@ -12,7 +12,11 @@ import pytest
 from epa_jax.data.negatives import NegativeRule
 from epa_jax.data.packing import Layout
 from epa_jax.data.pipeline import CHUNK, Pipeline, Visits
+from epa_jax.data.tokenise import tokenise
+from epa_jax.schema import DataConfig
+from epa_jax.types import Example, Message, Role
 from tests.data.token_examples import random_examples
+from tests.data.tokenizers_in_memory import made, text_of
 
 SIZE, PROMPTS = 11, 4
 EXAMPLES = random_examples(SIZE)
@@ -158,3 +162,43 @@ def test_reference_log_probs_follow_their_prompt():
     for batch in itertools.chain(*take(pipeline, 8)):
         real = batch.keys >= 0
         np.testing.assert_array_equal(batch.ref_logps[real], cache[batch.keys[real]])
+
+
+def test_every_batch_has_one_shape():
+    """Another shape would compile the step again."""
+    batches = [*itertools.chain(*take(PIPELINE, 8)), *PIPELINE.once()]
+    shapes = {tuple((x.shape, x.dtype) for x in jax.tree.leaves(b)) for b in batches}
+    assert len(batches) > 8
+    assert len(shapes) == 1
+
+
+@pytest.mark.parametrize('template', ['auto', 'none'])
+def test_only_the_last_answer_of_a_conversation_is_scored(template):
+    """From messages to scored tokens: no word of the user, no earlier turn."""
+    turns = [('user', 'Question 1'), ('assistant', 'Answer 1'), ('user', 'Question 2')]
+    talk = tuple(Message(*turn) for turn in turns)
+    roles = (Role.CHOSEN, Role.REJECTED)
+    texts = [(f'good {i}', f'bad {i}') for i in range(3)]
+    tokenizer = made('chatml')
+    examples, _ = tokenise(
+        [Example(talk, responses, roles, None, 'd:1') for responses in texts],
+        tokenizer,
+        DataConfig(chat_template=template),
+    )
+    pipeline = dataclasses.replace(
+        PIPELINE,
+        examples=examples,
+        rule=NegativeRule(0, 1, 0, 'any'),
+        visits=dataclasses.replace(VISITS, size=3),
+    )
+    said = {}
+    for batch in pipeline.once():
+        for b, g in np.argwhere(batch.keys >= 0):
+            for k in range(2):
+                scored = batch.score_slots[b] == g * 6 + k
+                ids = batch.score_targets[b, scored]
+                said[int(batch.keys[b, g]), k] = text_of(tokenizer, ids)
+    space = ' ' if template == 'none' else ''
+    assert said == {
+        (i, k): f'{space}{texts[i][k]}<|im_end|>' for i in range(3) for k in range(2)
+    }

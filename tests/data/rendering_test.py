@@ -1,12 +1,14 @@
 """Chat templates and plain turns: what is prompt, what is response."""
 
 import dataclasses
+import gzip
+import json
 
 import pytest
 
 from epa_jax.config import ConfigError
 from epa_jax.data.rendering import Renderer, Unusable
-from epa_jax.data.sources import DataError
+from epa_jax.data.sources import DataError, read_examples
 from epa_jax.schema import DataConfig
 from epa_jax.types import Example, Message, Role
 from tests.data import tokenizers_in_memory
@@ -71,6 +73,35 @@ def test_without_a_template_conversations_are_plain_turns(llama):
     assert before == '\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nAssistant:'
     # an answer looks like the answers of earlier turns
     assert (before + text).endswith('\n\nAssistant: Because')
+
+
+def test_the_last_turn_has_the_shape_of_those_before(llama, chatml):
+    """What is trained on must look as it will when it has become an earlier turn."""
+    for tokenizer in (llama, chatml):
+        renderer = Renderer(tokenizer, DataConfig(chat_template='none'))
+        before, (text,) = renderer.render(example(TALK, 'Because'))
+        later = (*TALK, Message('assistant', 'Because'), Message('user', 'So'))
+        longer, _ = renderer.render(example(later, 'Yes'))
+        assert longer.startswith(f'{before}{text}\n\n')
+
+
+def test_plain_turns_are_the_transcripts_of_hh_rlhf(llama, shared_data):
+    """Prompt and response put together are the published text, blanks at ends aside."""
+    path = shared_data / 'hh_rlhf_harmless_test.jsonl.gz'
+    examples, _ = read_examples(str(path), bad_lines='skip')
+    with gzip.open(path, 'rt', encoding='utf-8') as file:
+        published = [json.loads(line) for line in file]
+    renderer, exact = Renderer(llama, DataConfig()), 0
+    for item in examples:
+        record = published[int(item.origin.rpartition(':')[2]) - 1]
+        before, texts = renderer.render(item)
+        for text, name in zip(texts, ('chosen', 'rejected'), strict=True):
+            said, words = before + text, record[name]
+            exact += said == words
+            assert said.split() == words.split()
+            assert before.endswith('\n\nAssistant:')
+            assert text[0] == ' '
+    assert exact > 0.9 * 2 * len(examples)
 
 
 def test_none_ignores_the_tokenizers_template(chatml):

@@ -16,9 +16,8 @@ LINES = ''.join(json.dumps(record) + '\n' for record in RECORDS)
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch, tmp_path_factory):
-    """No progress bars; nothing is left in the user's cache."""
-    cache = tmp_path_factory.mktemp('datasets')
-    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', cache)
+    """Data sets that a test makes are neither announced nor left in the user's cache."""
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path_factory.mktemp('ds'))
     datasets.disable_progress_bars()
 
 
@@ -70,6 +69,24 @@ def test_every_kind_of_source(tmp_path, name, write):
     assert [example.prompt for example in examples] == ['p0', 'p1', 'p2']
     assert [example.origin for example in examples] == [f'{path}:{n}' for n in (1, 2, 3)]
     assert (report.source, report.read, report.skipped) == (str(path), 3, {})
+
+
+@pytest.mark.parametrize(
+    ('name', 'write'), [('d.parquet', write_parquet), ('folder', write_folder)]
+)
+def test_local_data_are_read_silently_and_not_cached(
+    tmp_path, monkeypatch, capfd, name, write
+):
+    cache = tmp_path / 'cache'
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', cache)
+    write(tmp_path / name)
+    before = {path for path in cache.rglob('*') if path.is_file()}
+    datasets.enable_progress_bars()
+    capfd.readouterr()
+    assert len(read_examples(str(tmp_path / name))[0]) == 3
+    assert {path for path in cache.rglob('*') if path.is_file()} == before
+    assert capfd.readouterr() == ('', '')
+    assert not datasets.are_progress_bars_disabled()  # the caller's choice is kept
 
 
 def test_messages_survive_a_data_set_of_the_hub(tmp_path):
@@ -141,6 +158,8 @@ def test_bad_lines_are_skipped_and_counted_by_reason(tmp_path):
         ('d.json', LINES.encode(), r'd\.json: not JSON: .*name a file .* \.jsonl'),
         ('d.json', b'[1,', r'd\.json: not JSON: Expecting value.*\)$'),
         ('d.parquet', b'garbage', r'd\.parquet: cannot be read as parquet'),
+        ('d.parquet', b'', r'd\.parquet: cannot be read as parquet'),
+        ('d.parquet', b'PAR1' + b'\7' * 99 + b'PAR1', r'd\.parquet: cannot be read as'),
         ('d.csv', b'a,b', r'd\.csv: expected a file ending in \.jsonl, '),
     ],
 )
@@ -187,12 +206,14 @@ def test_a_split_of_the_hub(monkeypatch, source, split):
     asked = []
 
     def load_dataset(name, split):
-        asked.append((name, split))
+        asked.append((name, split, datasets.are_progress_bars_disabled()))
         return datasets.Dataset.from_list(RECORDS)
 
     monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
+    datasets.enable_progress_bars()
     examples, _ = read_examples(source)
-    assert asked == [('somebody/pairs', split)]
+    assert asked == [('somebody/pairs', split, True)]
+    assert not datasets.are_progress_bars_disabled()
     assert examples[2].origin == f'{source}:3'
 
 

@@ -1,5 +1,7 @@
 """Tokenizers of the kinds that models come with, trained on a few lines."""
 
+import functools
+
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -29,9 +31,15 @@ INSTRUCTION = (
 )
 
 
-def chatml(add_prefix_space=False, template=CHATML):
-    """Byte-level BPE without BOS; the padding token is the end of sequence."""
-    special = ['<|im_start|>', '<|im_end|>']
+def chatml(add_prefix_space=False, template=CHATML, bos=None):
+    """Byte-level BPE; the padding token is the end of sequence.
+
+    Args:
+      add_prefix_space: the tokenizer puts a space before any text.
+      template: chat template.
+      bos: put before any text as LLaMA 3 does, or None.
+    """
+    special = ['<|im_start|>', '<|im_end|>'] + ([bos] if bos else [])
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     core.decoder = decoders.ByteLevel()
@@ -45,8 +53,15 @@ def chatml(add_prefix_space=False, template=CHATML):
             show_progress=False,
         ),
     )
+    if bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f'{bos} $A', special_tokens=[(bos, special.index(bos))]
+        )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token='<|im_end|>', pad_token='<|im_end|>'
+        tokenizer_object=core,
+        bos_token=bos,
+        eos_token='<|im_end|>',
+        pad_token='<|im_end|>',
     )
     tokenizer.chat_template = template
     return tokenizer
@@ -92,3 +107,41 @@ def sentencepiece_like(prefix='metaspace', template=None, closes_text=False):
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+MAKERS = {
+    'chatml': chatml,
+    'chatml, space before text': functools.partial(chatml, add_prefix_space=True),
+    'llama 3': functools.partial(chatml, template='{{ bos_token }}' + CHATML, bos='<s>'),
+    'no bos in the template': functools.partial(chatml, bos='<s>'),
+    'metaspace': sentencepiece_like,
+    'normalizer': functools.partial(sentencepiece_like, 'normalizer'),
+    'instruction': functools.partial(sentencepiece_like, 'normalizer', INSTRUCTION),
+    'closes text': functools.partial(sentencepiece_like, closes_text=True),
+}
+WITH_BOS = ['llama 3', 'metaspace', 'normalizer', 'instruction', 'closes text']
+TEXTS = [
+    'hello',
+    ' hello',
+    '  two spaces',
+    '\n\nnew lines',
+    '. dot',
+    '1 and 2',
+    'a',
+    '',
+    ' ',
+    'naïve 日本語',
+    'ends in a space ',
+    'ends in lines\n\n',
+]
+
+
+@functools.cache
+def made(name):
+    """One of `MAKERS`, made once; not to be changed."""
+    return MAKERS[name]()
+
+
+def text_of(tokenizer, ids):
+    """What ids say; byte-level and '▁' tokens put back together without any cleaning."""
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -1,0 +1,198 @@
+"""The data report against counts by hand, and against the batches that are trained on."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from epa_jax.data.load import Datasets
+from epa_jax.data.negatives import NegativeRule
+from epa_jax.data.packing import Layout, real_tokens
+from epa_jax.data.pipeline import Pipeline, Visits
+from epa_jax.data.report import SAMPLE, data_report, render
+from epa_jax.data.sources import ReadReport
+from epa_jax.data.tokenise import TokeniseReport
+from epa_jax.types import Role
+from tests.data.token_examples import example, random_examples
+
+# Three prompts, one twice; the second's responses are one, the last's ratings tie.
+TRAIN = [
+    example([1, 2, 3], [[5], [6, 7]]),
+    example([4], [[5, 6], [5, 6], [7]]),
+    example([1, 2, 3], [[8, 9], [9]], ratings=[3.0, 1.0]),
+    example([2, 2], [[1] * 7, [2], [3]], ratings=[2.0, 2.0, 1.0]),
+]
+HELD_OUT = [example([9] * 5, [[1], [2, 2]])]
+
+
+def pipeline(examples, rule=None, layout=None, **visits):
+    defaults = {'prompts': 2, 'seed': 0, 'shuffle': True, 'resample': True}
+    return Pipeline(
+        examples,
+        rule or NegativeRule(seed=0, n_strong=1, n_weak=0, weak_source='any'),
+        Visits(size=len(examples), **{**defaults, **visits}),
+        layout or Layout(rows=1, row_length=16, groups_per_row=2, responses=2),
+    )
+
+
+def datasets_of(train, held_out=(), **changes):
+    made = Datasets(
+        list(train),
+        list(held_out),
+        [ReadReport('train.jsonl', len(train))],
+        TokeniseReport(len(train)),
+        TokeniseReport(len(held_out)),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def reported():
+    """A report in which nothing is zero."""
+    read = [ReadReport('train.jsonl', 9), ReadReport('test.jsonl', 1)]
+    read[0].skipped['chosen is missing'] = 2
+    read[0].first_skipped['chosen is missing'] = 'train.jsonl:4'
+    fate = TokeniseReport(
+        kept=4, truncated_prompts=11, truncated_responses=12, eos_inside=13
+    )
+    fate.drop('its prompt is held out', ['train.jsonl:1', 'train.jsonl:2'])
+    fate.drop('the prompt is too long', ['train.jsonl:7', 'train.jsonl:8', 'train.jsonl:9'])
+    fate.dropped_responses['too long'] = 14
+    datasets = datasets_of(TRAIN, HELD_OUT, read=read, tokenised=fate)
+    return data_report(datasets, pipeline(TRAIN), total_steps=2, matrix_params=10**9)
+
+
+def test_counts_by_hand():
+    report = reported()
+    assert report['read'] == {'train.jsonl': 9, 'test.jsonl': 1}
+    assert report['skipped_lines'] == {
+        'train.jsonl': {'chosen is missing': {'count': 2, 'first': 'train.jsonl:4'}},
+        'test.jsonl': {},
+    }
+    train = report['train']
+    assert train['examples'] == 4
+    assert train['duplicate_prompts'] == 1
+    assert train['with_identical_responses'] == 1
+    assert train['with_tied_best'] == 1
+    # prompts of 3, 1, 3, 2 tokens; responses of 1, 2, 2, 2, 1, 2, 1, 7, 1, 1
+    assert train['prompt_tokens'] == pytest.approx(
+        {'min': 1, 'median': 2.5, 'p95': 3, 'max': 3, 'total': 9}
+    )
+    assert train['response_tokens'] == pytest.approx(
+        {'min': 1, 'median': 1.5, 'p95': 2 + 0.55 * 5, 'max': 7, 'total': 20}
+    )
+    assert train['dropped'] == {
+        'its prompt is held out': {'count': 2, 'first': 'train.jsonl:1'},
+        'the prompt is too long': {'count': 3, 'first': 'train.jsonl:7'},
+    }
+    assert train['dropped_responses'] == {'too long': 14}
+    assert train['truncated_prompts'] == 11
+    assert train['truncated_responses_without_eos'] == 12
+    assert train['responses_with_eos_inside'] == 13
+    assert report['held_out']['examples'] == 1
+    assert report['held_out']['prompt_tokens']['total'] == 5
+    assert report['held_out']['dropped'] == {}
+
+
+def test_one_epoch_by_hand():
+    report = reported()
+    visits = report['visits']
+    assert (visits['steps'], visits['prompts_per_step'], visits['epochs']) == (2, 2, 1.0)
+    assert visits['responses'] == {'chosen': 4, 'rejected': 4}
+    # prompt, chosen, and the one negative that is neither identical nor tied: 3+1+2,
+    # 1+2+1, 3+2+1, 2+7+1
+    assert visits['tokens_per_prompt'] == pytest.approx(
+        {'min': 4, 'median': 6, 'p95': 6 + 0.85 * 4, 'max': 10, 'total': 26}
+    )
+    # any two of them fit a row of 16, so both steps are one micro-batch
+    assert report['rows'] == {
+        'row_length': 16,
+        'rows_per_micro_batch': 1,
+        'micro_batches_per_step': 1.0,
+        'padding': 1 - 26 / 32,
+    }
+    assert report['compute'] == {'tokens_per_step': 13.0, 'flops_per_step': 78e9}
+
+
+def test_the_text_says_what_the_json_says():
+    assert render(reported()).splitlines() == [
+        'data report',
+        '  read       9 examples from train.jsonl',
+        '  skipped    2 lines: chosen is missing (first train.jsonl:4)',
+        '  read       1 examples from test.jsonl',
+        '  train      4 examples',
+        '             1 duplicate prompts',
+        '             1 with identical responses',
+        '             1 with a tie for the best rating',
+        '             11 prompts truncated on the left',
+        '             12 responses truncated, EOS lost',
+        '             13 responses with an EOS before their end',
+        '             2 examples dropped: its prompt is held out (first train.jsonl:1)',
+        '             3 examples dropped: the prompt is too long (first train.jsonl:7)',
+        '             14 responses dropped: too long',
+        '             tokens (median / 95 % / max): prompt 2 / 3 / 3, response 2 / 5 / 7',
+        '  held_out   1 examples',
+        '             tokens (median / 95 % / max): prompt 5 / 5 / 5, response 2 / 2 / 2',
+        "  steps      2 of 2 prompts, 1.00 epochs; responses: {'chosen': 4, 'rejected': 4}",
+        '  prompt with its responses: median 6 tokens, longest 10',
+        '  rows       16 tokens, 18.8% padding, 1.0 micro-batches of 1 a step',
+        '  compute    13 tokens and 0.078 TFLOP a step',
+    ]
+
+
+def test_the_report_is_json_and_is_rendered_alike_when_read_back():
+    report = reported()
+    back = json.loads(json.dumps(report, allow_nan=False))
+    assert back == report
+    assert render(back) == render(report)
+
+
+def test_nothing_held_out_and_nothing_amiss_takes_few_lines():
+    fine = random_examples(4)
+    layout = Layout(1, 64, 4, 2)
+    text = render(data_report(datasets_of(fine), pipeline(fine, layout=layout), 2, 1))
+    assert '  held_out   0 examples\n' in text
+    assert not any(word in text for word in ('dropped', 'truncated', 'skipped', 'None'))
+
+
+@pytest.mark.parametrize('resample', [True, False])
+@pytest.mark.parametrize('shuffle', [True, False])
+@pytest.mark.parametrize(('prompts', 'steps'), [(4, 9), (7, 1), (30, 2)])
+def test_numbers_are_those_of_the_batches(shuffle, resample, prompts, steps):
+    """What the run will do, counted over the micro-batches that it is given."""
+    examples = random_examples(17)
+    data = pipeline(
+        examples,
+        NegativeRule(3, 2, 2, 'any'),
+        Layout(rows=2, row_length=64, groups_per_row=3, responses=5),
+        prompts=prompts,
+        shuffle=shuffle,
+        resample=resample,
+    )
+    report = data_report(datasets_of(examples), data, steps, matrix_params=1000)
+    batches = [list(step) for step in itertools.islice(data.steps(), steps)]
+    flat = list(itertools.chain(*batches))
+    tokens = sum(real_tokens(batch) for batch in flat)
+    cells = sum(batch.tokens.size for batch in flat)
+    assert report['rows']['micro_batches_per_step'] == len(flat) / steps
+    assert report['rows']['padding'] == pytest.approx(1 - tokens / cells)
+    assert report['compute']['tokens_per_step'] == pytest.approx(tokens / steps)
+    assert report['compute']['flops_per_step'] == pytest.approx(6000 * tokens / steps)
+    assert report['visits']['tokens_per_prompt']['total'] == tokens
+    assert report['visits']['epochs'] == pytest.approx(steps * prompts / 17)
+    roles = np.concatenate([batch.roles.ravel() for batch in flat])
+    assert report['visits']['responses'] == {
+        role.name.lower(): int((roles == role).sum())
+        for role in (Role.CHOSEN, Role.REJECTED, Role.WEAK)
+    }
+
+
+def test_padding_is_that_of_the_first_steps_of_a_long_run():
+    examples = random_examples(5)
+    data = pipeline(examples, layout=Layout(2, 32, 2, 2))
+    rows = [
+        data_report(datasets_of(examples), data, steps, 1)['rows']
+        for steps in (SAMPLE, SAMPLE + 9)
+    ]
+    assert rows[0] == rows[1]
