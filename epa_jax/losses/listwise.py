@@ -8,7 +8,7 @@ responses, chosen and strong negatives; WEAK responses are ignored. All return f
 import jax
 import jax.numpy as jnp
 
-from epa_jax.losses.rewards import Masks, keep, rewards, role_masks
+from epa_jax.losses.rewards import Masks, chosen_value, keep, rewards, role_masks
 from epa_jax.types import ResponseTable
 
 
@@ -19,8 +19,7 @@ def pl_dpo(table: ResponseTable, *, beta: float = 0.1) -> jax.Array:
 
     over the responses i that are above another one. Ties share a denominator (Breslow's
     form), so the order of responses does not matter; the lowest are not ranked among
-    themselves. Without ratings the chosen response is above all others. K = 2 is DPO.
-
+    themXX
     Args:
       table: response table with a reference; ratings when K > 2.
       beta: inverse temperature.
@@ -33,10 +32,11 @@ def pl_dpo(table: ResponseTable, *, beta: float = 0.1) -> jax.Array:
     level = _levels(table, masks)
     not_above = level[:, None, :] <= level[:, :, None]  # [n, i, j]: j is not above i
     ranked = masks.own & (level > _lowest(level, masks))
-    terms = jnp.where(not_above & masks.own[:, None, :], r[:, None, :], -jnp.inf)
+    # Differences first: float32 keeps their digits, also where rewards are large.
+    gaps = r[:, None, :] - r[:, :, None]
+    terms = jnp.where(not_above & masks.own[:, None, :], gaps, -jnp.inf)
     terms = jnp.where(ranked[:, :, None], terms, 0.0)
-    losses = jax.nn.logsumexp(terms, axis=2) - r
-    return jnp.sum(keep(losses, ranked), axis=1)
+    return jnp.sum(keep(jax.nn.logsumexp(terms, axis=2), ranked), axis=1)
 
 
 def infonca(
@@ -57,6 +57,7 @@ def infonca(
     """
     masks = role_masks(table)
     r = rewards(table, beta)
+    r -= chosen_value(r, masks)  # the loss is of differences: keeps their digits
     targets = _targets(table, masks, rating_temperature)
     some = jnp.any(masks.strong, axis=1)
     terms = jnp.where(some[:, None], jnp.where(masks.own, r, -jnp.inf), 0.0)

@@ -100,13 +100,12 @@ def make_loss(name: str, hyperparameters: Mapping[str, Value | None]) -> Loss:
     if mods.get('wpo'):
         needs = dataclasses.replace(needs, min_strong=max(needs.min_strong, 1))
     values = {key: value for term in reversed(terms) for key, value in term.values.items()}
-    beta = float(values.get('beta', 1.0))
     return Loss(
         name=name,
         needs=needs,
         hyperparameters=types.MappingProxyType(values | mods),
-        fn=functools.partial(_losses, terms, mods, beta, needs.per_token),
-        carry=functools.partial(_statistics, terms, mods, beta, needs.per_token),
+        fn=functools.partial(_losses, terms, mods),
+        carry=functools.partial(_statistics, terms, mods),
         tail_weight=float(mods.get('tail_weight', 1.0)),
         needs_collision=bool(mods.get('wpo', False)),
     )
@@ -204,33 +203,28 @@ def _check_modifiers(name: str, mods: Mapping[str, Value], needs: LossDef) -> No
         raise ConfigError('loss.nll_tokens: needs loss.nll_weight')
 
 
-def _modified(
-    mods: Mapping[str, Value], beta: float, per_token: bool, table: ResponseTable
-) -> ResponseTable:
-    """The table that the terms see."""
+def _modified(mods: Mapping[str, Value], term: Term, table: ResponseTable) -> ResponseTable:
+    """The table that a term sees."""
     if mods.get('reference_free'):
         table = modifiers.drop_reference(table)
     if 'divergence' in mods:
         alpha = float(mods.get('divergence_alpha', 0.0))
         table = modifiers.use_divergence(table, str(mods['divergence']), alpha)
     if mods.get('rating_margin'):
-        scale = float(mods['rating_margin']) / beta
-        table = modifiers.add_rating_margin(table, scale, per_token)
+        scale = float(mods['rating_margin']) / float(term.values.get('beta', 1.0))
+        table = modifiers.add_rating_margin(table, scale, term.needs.per_token)
     return table
 
 
 def _losses(
     terms: Sequence[Term],
     mods: Mapping[str, Value],
-    beta: float,
-    per_token: bool,
     table: ResponseTable,
     carried: typing.Any = (),
 ) -> jax.Array:
     """Loss of each prompt, [N]; `carried` holds what each term carries, () for none."""
-    seen = _modified(mods, beta, per_token, table)
     total = sum(
-        term.losses(seen, part)
+        term.losses(_modified(mods, term, table), part)
         for term, part in zip(terms, carried or [None] * len(terms), strict=True)
     )
     if mods.get('wpo'):
@@ -242,14 +236,9 @@ def _losses(
 
 
 def _statistics(
-    terms: Sequence[Term],
-    mods: Mapping[str, Value],
-    beta: float,
-    per_token: bool,
-    table: ResponseTable,
+    terms: Sequence[Term], mods: Mapping[str, Value], table: ResponseTable
 ) -> typing.Any:
     """What the terms carry from this table, or () when none does."""
     if all(term.needs.carry is None for term in terms):
         return ()
-    seen = _modified(mods, beta, per_token, table)
-    return tuple(term.statistic(seen) for term in terms)
+    return tuple(term.statistic(_modified(mods, term, table)) for term in terms)

@@ -46,7 +46,8 @@ def log_ratios(table: ResponseTable) -> jax.Array:
       table: response table with a reference.
 
     Returns:
-      float32 [N, K], nats; exactly 0, with zero gradient, where the role is PAD.
+      float32 [N, K], nats; exactly 0, with zero gradient, where the role is PAD and for
+      prompts without CHOSEN.
 
     Raises:
       ValueError: the table has no reference.
@@ -56,8 +57,9 @@ def log_ratios(table: ResponseTable) -> jax.Array:
             'this loss needs reference log-probs and the table has none; set '
             "reference.mode to 'cached' or 'in_step', or choose a reference-free loss"
         )
-    present = jnp.asarray(table.roles) != Role.PAD
-    # Masked before any arithmetic: PAD entries may hold inf or NaN, and 0 * NaN in the
+    masks = role_masks(table)
+    present = masks.own | masks.weak
+    # Masked before any arithmetic: padding may hold inf or NaN, and 0 * NaN in the
     # backward pass is NaN.
     return keep(table.logps, present) - keep(table.ref_logps, present)
 
@@ -72,7 +74,8 @@ def rewards(table: ResponseTable, beta: float = 0.1) -> jax.Array:
       beta: inverse temperature.
 
     Returns:
-      float32 [N, K], in nats; exactly 0, with zero gradient, where the role is PAD.
+      float32 [N, K], in nats; exactly 0, with zero gradient, where the role is PAD and
+      for prompts without CHOSEN.
 
     Raises:
       ValueError: the table has no reference.
