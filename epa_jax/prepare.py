@@ -114,13 +114,13 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
       ConfigError: keys that the model, the devices or the data contradict.
     """
     loss = loss_of(run)
+    if needs_ratings(loss, run.data.n_strong):
+        _check_ratings(datasets, loss)
     mesh = sharding.make_mesh(run.mesh)
     total_steps = steps_of(run, len(datasets.train))
     data, held_out = _pipelines(run, datasets, mesh, total_steps)
     spec, params = _load(run.model.path, run, mesh)
     _check_positions(spec, run)
-    if needs_ratings(loss, run.data.n_strong):
-        _check_ratings(datasets, loss)
     check_vocabulary(tokenizer, spec)
     if run.model.param_dtype == 'bfloat16':
         log.warning(

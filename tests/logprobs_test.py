@@ -12,6 +12,7 @@ from epa_jax import logprobs, sharding
 from epa_jax.models import transformer
 from epa_jax.models.transformer import Compute
 from epa_jax.schema import MeshConfig
+from epa_jax.types import Role
 from tests import tiny
 
 VARIANTS = {
@@ -153,3 +154,49 @@ def test_no_buffer_of_the_compiled_gradient_holds_tokens_times_vocabulary():
         - compiled.memory_analysis().temp_size_in_bytes
     )
     assert growth < rows * length * vocab * 4 / 2
+
+
+@pytest.fixture(scope='module')
+def rows():
+    """Two prompts with three responses, the last one WEAK, and an empty place."""
+    groups = tiny.random_groups(8, 2)
+    batch = tiny.pack_by_hand([groups, []], 64, 2, 3)
+    roles = batch.roles.copy()
+    roles[0, :, 2] = Role.WEAK
+    return groups, batch.replace(roles=roles)
+
+
+def test_tokens_past_the_shortest_own_response_weigh_less(rows):
+    groups, batch = rows
+    table = logprobs.response_table(
+        tiny.params(),
+        batch,
+        spec=tiny.SPEC,
+        compute=Compute(logprob_chunk=5),
+        tail_weight=0.25,
+    )
+    for n, (prompt, responses) in enumerate(groups):
+        shortest = min(len(r) for r in responses[:2])
+        assert any(len(r) > shortest for r in responses)
+        for k, response in enumerate(responses):
+            logps = tiny.sequence_logps(tiny.params(), tiny.SPEC, prompt, response)
+            expected = logps[:shortest].sum() + 0.25 * logps[shortest:].sum()
+            np.testing.assert_allclose(table.logps[n, k], expected, rtol=1e-4)
+    np.testing.assert_array_equal(table.lengths, batch.lengths.reshape(4, 3))
+
+
+def test_log_collision_is_the_mean_over_a_response(rows):
+    groups, batch = rows
+    table = logprobs.response_table(
+        tiny.params(),
+        batch,
+        spec=tiny.SPEC,
+        compute=Compute(logprob_chunk=5),
+        collision=True,
+    )
+    for n, (prompt, responses) in enumerate(groups):
+        for k, response in enumerate(responses):
+            logps = tiny.sequence_distributions(tiny.params(), tiny.SPEC, prompt, response)
+            expected = np.log(np.exp(2 * np.asarray(logps)).sum(axis=1)).mean()
+            np.testing.assert_allclose(table.log_collision[n, k], expected, rtol=1e-4)
+    np.testing.assert_array_equal(table.log_collision[2:], 0.0)

@@ -54,21 +54,23 @@ def test_data_digest_sees_where_a_response_ends():
 
 
 def test_round_trip_and_identity(tmp_path):
-    made_from = reference.identity(tiny.params(), 'float32', GROUPS)
+    made_from = reference.identity(tiny.params(), 'float32', 1.0, GROUPS)
     path = reference.cache_path(str(tmp_path / 'cache'), made_from)
     logps = np.arange(4, dtype=np.float32).reshape(2, 2)
     reference.save(path, logps, made_from)
     np.testing.assert_array_equal(reference.load(path, (2, 2), made_from), logps)
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing partial left
-    other = reference.identity(tiny.params(seed=1), 'float32', GROUPS)
+    other = reference.identity(tiny.params(seed=1), 'float32', 1.0, GROUPS)
     assert reference.cache_path(str(tmp_path / 'cache'), other) != path
+    desensitised = reference.identity(tiny.params(), 'float32', 0.5, GROUPS)
+    assert reference.cache_path(str(tmp_path / 'cache'), desensitised) != path
 
 
 def test_stale_and_broken_files_are_refused(tmp_path):
-    made_from = reference.identity(tiny.params(), 'float32', GROUPS)
+    made_from = reference.identity(tiny.params(), 'float32', 1.0, GROUPS)
     path = tmp_path / 'ref.safetensors'
     reference.save(path, np.zeros((2, 2), np.float32), made_from)
-    other = reference.identity(tiny.params(seed=1), 'bfloat16', GROUPS)
+    other = reference.identity(tiny.params(seed=1), 'bfloat16', 1.0, GROUPS)
     with pytest.raises(
         reference.StaleCacheError, match='other dtype, weights than this run'
     ):

@@ -36,6 +36,12 @@ def params(spec: ModelSpec = SPEC, seed: int = 0, scale: float = 8.0):
 
 def sequence_logps(tree, spec, prompt, response):
     """Log-prob of each response token, one unpadded sequence through the whole softmax."""
+    logps = sequence_distributions(tree, spec, prompt, response)
+    return logps[np.arange(len(response)), np.asarray(response)]
+
+
+def sequence_distributions(tree, spec, prompt, response):
+    """The log-probs [R, V] from which each response token is drawn."""
     tokens = jnp.asarray([*prompt, *response], jnp.int32)[None]
     ones = jnp.ones_like(tokens)
     hidden = transformer.hidden_states(
@@ -48,9 +54,7 @@ def sequence_logps(tree, spec, prompt, response):
         compute=transformer.Compute(),
     )
     logits = hidden[0] @ transformer.head_weights(tree).T
-    logps = jax.nn.log_softmax(logits, axis=-1)
-    places = np.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
-    return logps[places, np.asarray(response)]
+    return jax.nn.log_softmax(logits, axis=-1)[len(prompt) - 1 : -1]
 
 
 def random_groups(seed: int, count: int, responses: int = 3, vocab: int = 48):

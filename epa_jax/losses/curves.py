@@ -1,5 +1,6 @@
 """The figure of losses: each against the margin, with its gradient."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from epa_jax.losses.definition import Loss
+from epa_jax.losses.definition import Loss, Value
 from epa_jax.losses.make import make_loss
 from epa_jax.losses.registry import LOSSES
 from epa_jax.types import ResponseTable, Role
@@ -17,7 +18,7 @@ COLUMNS = 6
 LENGTH = 20  # tokens of every response
 GAP = 6.0  # the margin runs over -GAP .. GAP, in units of beta * (a - b)
 # Scales that bring the shapes of different conventions into view.
-SHOWN = {
+SHOWN: Mapping[str, Mapping[str, Value]] = {
     'ipo': {'beta': 0.5},
     'sppo_hard': {'beta': 0.5},
     'cpo': {'nll_tokens': 'mean'},

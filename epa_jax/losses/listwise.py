@@ -19,7 +19,9 @@ def pl_dpo(table: ResponseTable, *, beta: float = 0.1) -> jax.Array:
 
     over the responses i that are above another one. Ties share a denominator (Breslow's
     form), so the order of responses does not matter; the lowest are not ranked among
-    themXX
+    themselves. Without ratings the chosen response is above all others. K = 2 is DPO; of
+    two responses rated alike it learns nothing.
+
     Args:
       table: response table with a reference; ratings when K > 2.
       beta: inverse temperature.

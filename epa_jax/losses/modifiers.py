@@ -68,7 +68,10 @@ def add_rating_margin(
       2024, arXiv:2402.10571.
     """
     if table.ratings is None:
-        raise ValueError('rating_margin needs ratings and the table has none')
+        raise ValueError(
+            'loss.rating_margin needs ratings and the table has none; use rated data, or '
+            'loss.margin where the loss takes it'
+        )
     masks = role_masks(table)
     gap = chosen_value(table.ratings, masks) - keep(table.ratings, masks.strong)
     margin = keep(scale * gap, masks.strong)
@@ -92,7 +95,10 @@ def wpo_weight(table: ResponseTable) -> jax.Array:
       Zhou et al., WPO, 2024, arXiv:2406.11827, Eq. 6 (sampled alignment).
     """
     if table.log_collision is None:
-        raise ValueError('the WPO weight needs log_collision and the table has none')
+        raise ValueError(
+            'loss.wpo needs log_collision and the table has none; make it with '
+            'logprobs.response_table(..., collision=True)'
+        )
     masks = role_masks(table)
     mean_logps = keep(table.logps, masks.own) / jnp.maximum(table.lengths, 1)
     log_v = mean_logps - keep(table.log_collision, masks.own)

@@ -1,5 +1,7 @@
 """Held-out metrics against numpy, whatever the batches, and with ties and padding."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -8,14 +10,14 @@ from epa_jax.evals.preference import evaluate
 from epa_jax.losses import make_loss
 from epa_jax.models import transformer
 from epa_jax.train_step import Objective
-from epa_jax.types import WeightedSum
+from epa_jax.types import ResponseTable, Role, WeightedSum
 from tests import tiny
 
 BETA = 0.3
 GROUPS = [((p * 2)[:4], rs) for p, rs in tiny.random_groups(3, 7, responses=2)]
 COMPUTE = transformer.Compute(logprob_chunk=8)
 OBJECTIVE = Objective(tiny.SPEC, COMPUTE, make_loss('dpo', {'beta': BETA}))
-MEASURE = jax.jit(OBJECTIVE.measure)
+TABLE, MEASURE = jax.jit(OBJECTIVE.table), jax.jit(OBJECTIVE.measure)
 # one row a batch: full and partly empty rows, and one without any group
 LAYOUT = [[0, 1, 2], [3], [], [4, 5], [6]]
 
@@ -63,13 +65,13 @@ def batches(layout, ref_logps):
 
 
 def run(params, ref_logps, layout=LAYOUT):
-    return evaluate(
-        lambda params, ref_params, batch: MEASURE(params, batch, ref_params),
-        lambda batch: batch,
-        params,
-        None,
-        batches(layout, ref_logps),
+    programs = types.SimpleNamespace(
+        place=lambda batch: batch,
+        table=lambda params, ref_params, batch: TABLE(params, batch, ref_params),
+        measure=MEASURE,
     )
+    state = types.SimpleNamespace(params=params, loss_state=())
+    return evaluate(programs, state, None, batches(layout, ref_logps))
 
 
 def test_every_prompt_counts_once_and_padding_not_at_all(params, logps, ref_logps):
@@ -112,29 +114,33 @@ def test_batches_of_other_sizes_give_the_same(params, ref_logps):
     assert found == pytest.approx(run(params, ref_logps), rel=1e-4, abs=1e-5)
 
 
-def test_sums_of_unequal_weights_are_divided_once():
-    # a mean of the means 1 and 5 would be 3
-    parts = iter([{'x': WeightedSum(1.0, 1.0)}, {'x': WeightedSum(15.0, 3.0)}])
-    found = evaluate(lambda *_: next(parts), lambda b: b, {}, None, [None, None])
-    assert found == {'eval/x': 4.0}
+def fake_table(prompts):
+    roles = np.full((prompts, 1), Role.CHOSEN, np.int8)
+    values = np.zeros((prompts, 1), np.float32)
+    return ResponseTable(values, values, values.astype(np.int32), roles)
 
 
-def test_every_batch_is_placed_and_measured_with_both_models():
-    seen = []
+def test_all_batches_are_measured_as_one_table_by_both_models():
+    """So a loss that couples prompts does not depend on how they were packed."""
+    seen, measured = [], []
 
-    def measure(params, ref_params, batch):
+    def table(params, ref_params, batch):
         seen.append((params, ref_params, batch))
-        return {'x': WeightedSum(1.0, 1.0)}
+        return fake_table(2)
 
-    evaluate(measure, lambda batch: f'placed {batch}', 'policy', 'reference', ['a', 'b'])
+    def measure(table, loss_state):
+        measured.append((table.logps.shape, loss_state))
+        return {'x': WeightedSum(3.0, 6.0), 'rewards/weak': WeightedSum(0.0, 0.0)}
+
+    programs = types.SimpleNamespace(
+        table=table, measure=measure, place=lambda batch: f'placed {batch}'
+    )
+    state = types.SimpleNamespace(params='policy', loss_state='carried')
+    assert evaluate(programs, state, 'reference', ['a', 'b']) == {'eval/x': 0.5}
     assert seen == [('policy', 'reference', f'placed {b}') for b in 'ab']
-
-
-def test_a_metric_that_no_prompt_has_is_left_out():
-    sums = {'x': WeightedSum(1.0, 2.0), 'rewards/weak': WeightedSum(0.0, 0.0)}
-    assert evaluate(lambda *_: sums, lambda b: b, {}, None, [None]) == {'eval/x': 0.5}
+    assert measured == [((4, 1), 'carried')]
 
 
 def test_nothing_to_evaluate_on_is_refused():
     with pytest.raises(ValueError, match=r'without examples.*data\.eval'):
-        evaluate(lambda *_: {}, lambda b: b, {}, None, [])
+        evaluate(types.SimpleNamespace(), types.SimpleNamespace(), None, [])
