@@ -7,6 +7,7 @@ import pytest
 from epa_jax.losses import LOSSES, make_loss
 from epa_jax.losses.definition import ANY, NOT_NEGATIVE, POSITIVE, Choice, Range
 from tests.losses.brute_force import random_table
+from tests.losses.measure import compiled, widen
 
 
 @pytest.mark.parametrize(
@@ -87,12 +88,11 @@ def test_needs_follow_the_values(name, values, changed):
     + [('kto', {'baseline': 'zero'}), ('bco', {'shift': 'none'}), ('bco + dpo', {})],
 )
 def test_couples_prompts_says_whether_the_others_matter(name, values):
-    table = random_table(0)
-    loss = make_loss(name, values)
-    parts = [jax.tree.map(lambda a, s=s: a[s], table) for s in np.s_[:3, 3:]]
-    apart = np.concatenate([loss.fn(part) for part in parts])
-    same = np.allclose(apart, loss.fn(table), rtol=1e-5, atol=1e-6)
-    assert same != loss.needs.couples_prompts
+    table, other = widen(random_table(0)), widen(random_table(1))
+    mixed = jax.tree.map(lambda a, b: np.concatenate([a[:3], b[3:]]), table, other)
+    found = [compiled(name, tuple(values.items()))(t)[0][:3] for t in (table, mixed)]
+    same = np.allclose(*found, rtol=1e-9, atol=1e-9)
+    assert same != make_loss(name, values).needs.couples_prompts
 
 
 def test_nothing_carried_is_all_zeros():

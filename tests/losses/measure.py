@@ -10,6 +10,9 @@ import numpy as np
 from epa_jax.losses import make_loss
 
 
+QUICK = {'xla_backend_optimization_level': 0}  # to compile, not to run
+
+
 def widen(table):
     """The table with float64 where it had float32."""
     return jax.tree.map(
@@ -49,7 +52,7 @@ def compiled(name, hyperparameters=()):
 @functools.cache
 def _jitted(name, hyperparameters):
     loss = make_loss(name, dict(hyperparameters))
-    return jax.jit(functools.partial(_measured, loss))
+    return jax.jit(functools.partial(_measured, loss), compiler_options=QUICK)
 
 
 def _measured(loss, table):
