@@ -9,7 +9,6 @@ import numpy as np
 
 from epa_jax.losses import make_loss
 
-
 QUICK = {'xla_backend_optimization_level': 0}  # to compile, not to run
 
 
