@@ -9,6 +9,8 @@ import numpy as np
 
 from epa_jax.losses import make_loss
 
+QUICK = {'xla_backend_optimization_level': 0}  # to compile, not to run
+
 
 def widen(table):
     """The table with float64 where it had float32."""
@@ -31,21 +33,12 @@ def values(loss, table, carried=()):
 
 def value_and_gradients(loss, table):
     """Loss [N], and gradients of its sum by the policy's and the reference's log-probs."""
-
-    def total(logps, ref_logps, table):
-        losses = loss.fn(table.replace(logps=logps, ref_logps=ref_logps))
-        return jnp.sum(losses), losses
-
     with precision(table):
-        gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-        gradients, losses = gradient(
-            jnp.asarray(table.logps), jnp.asarray(table.ref_logps), table
-        )
-    return losses, gradients
+        return jax.tree.map(np.asarray, _measured(loss, table))
 
 
 def compiled(name, hyperparameters=()):
-    """`value_and_gradients` of a loss, as a function of NumPy tables."""
+    """`value_and_gradients` of a loss, as a compiled function of NumPy tables."""
     run = _jitted(name, tuple(hyperparameters))
 
     def measure(table):
@@ -58,4 +51,14 @@ def compiled(name, hyperparameters=()):
 @functools.cache
 def _jitted(name, hyperparameters):
     loss = make_loss(name, dict(hyperparameters))
-    return jax.jit(functools.partial(value_and_gradients, loss))
+    return jax.jit(functools.partial(_measured, loss), compiler_options=QUICK)
+
+
+def _measured(loss, table):
+    def total(logps, ref_logps):
+        losses = loss.fn(table.replace(logps=logps, ref_logps=ref_logps))
+        return jnp.sum(losses), losses
+
+    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+    gradients, losses = gradient(jnp.asarray(table.logps), jnp.asarray(table.ref_logps))
+    return losses, gradients

@@ -10,7 +10,7 @@ from epa_jax.losses.numerics import EXP_CAP, capped_exp, capped_expm1, inverse_p
 ANYTHING = st.floats(-1e4, 1e4, width=32)
 
 
-@given(st.floats(-80, 29.9, width=32))
+@given(st.floats(-80, 29.5, width=32))
 def test_is_exp_below_the_cap(x):
     np.testing.assert_allclose(capped_expm1(jnp.float32(x)), np.expm1(x), rtol=1e-5)
     np.testing.assert_allclose(capped_exp(jnp.float32(x)), np.exp(x), rtol=1e-5, atol=1e-7)
@@ -40,7 +40,7 @@ def test_slopes_are_finite_and_not_negative(x):
 def test_inverse_power_is_its_formula_to_the_last_digits(alpha):
     log_p = np.linspace(-9, 9, 37).astype(np.float32)
     expected = (1 - np.exp(-alpha * log_p.astype(np.longdouble))) / alpha
-    if alpha < 1e-3:  # where even long doubles cancel: the series
+    if abs(alpha) < 1e-3:  # where even long doubles cancel: the series
         z = alpha * log_p.astype(np.float64)
         expected = log_p * (1 - z / 2 + z**2 / 6)
     found = inverse_power(jnp.asarray(log_p), alpha)
