@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from epa_jax.theory.fit import minimise
+from epa_jax.theory.population import bradley_terry_pairs
+from epa_jax.theory.worlds import random_world
+from experiments.papers.epa import slope1
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope='module')
+def rows():
+    return slope1.measure(0, 1e-3) + slope1.measure(0, 0.3)
+
+
+def column(rows, method, name):
+    return [row[name] for row in rows if row['method'] == method]
+
+
+def test_dpo_is_unbiased_and_epa_is_not(rows):
+    assert max(column(rows, 'DPO', 'squared_bias')) < 1e-9
+    assert min(column(rows, 'EPA 1:1:2', 'squared_bias')) > 1e-2
+
+
+def test_a_thin_bridge_costs_dpo_variance_and_epa_none(rows):
+    thin, wide = column(rows, 'DPO', 'variance_times_pairs')
+    assert thin > 50 * wide
+    thin, wide = column(rows, 'EPA 1:1:2', 'variance_times_pairs')
+    assert thin < 2 * wide
+
+
+def test_the_sandwich_is_the_spread_of_fits_to_samples():
+    world = random_world(1, 8, slope1.BETA, 0)
+    pairs = bradley_terry_pairs(world, slope1.bridged(world, 0.3))
+    start, count = jnp.asarray(world.log_ref), 4000
+    best = minimise(slope1.expected_loss, start, world, pairs)
+    expected = np.trace(slope1.covariance(best.params, world, pairs)) / count
+    rng, found = np.random.default_rng(0), []
+    for _ in range(60):
+        drawn = rng.multinomial(count, pairs.weights / pairs.weights.sum()) / count
+        fit = minimise(slope1.expected_loss, start, world, pairs.replace(weights=drawn))
+        r = np.asarray(world.r_theta(jax.nn.log_softmax(fit.params, axis=1)))[0]
+        found.append(r - r.mean())
+    spread = np.array(found).var(axis=0, ddof=1).sum()
+    assert spread == pytest.approx(expected, rel=0.3)
