@@ -7,8 +7,9 @@ error.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,10 @@ import optax
 from epa_jax.losses import Loss
 from epa_jax.theory.neural import Tree
 from epa_jax.theory.worlds import World, expectation, kl, slope_and_pearson
-from epa_jax.types import Params, ResponseTable, Role
+from epa_jax.types import Array, Params, ResponseTable, Role
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@flax.struct.dataclass
 class Data:
     """Ranked responses: R rows for each of N prompts, K responses a row.
 
@@ -29,8 +30,8 @@ class Data:
       ratings: float32 [N, R, K], falling: the true reward and noise.
     """
 
-    responses: np.ndarray
-    ratings: np.ndarray
+    responses: Array
+    ratings: Array
 
 
 def collect(
@@ -135,61 +136,55 @@ def measure(world: World, logps: jax.Array) -> Metrics:
 
 
 def train(
-    tree: Tree, world: World, data: Data, loss: Loss, plan: Plan, start: Params, seed: int
-) -> tuple[Metrics, np.ndarray]:
-    """Trains from the reference and measures.
+    tree: Tree,
+    world: World,
+    data: Data,
+    loss: Loss,
+    plan: Plan,
+    start: Params,
+    key: jax.Array,
+) -> tuple[Metrics, jax.Array]:
+    """Trains from the reference and measures; pure, so seeds may be `jax.vmap`ped.
 
     Args:
       tree: the responses.
-      world: reference and true rewards.
+      world: reference and true rewards, float32.
       data: to train on.
       loss: of `losses.make_loss`.
       plan: sizes.
       start: parameters of the reference.
-      seed: of the order of rows and of negatives.
+      key: of the order of rows and of negatives.
 
     Returns:
       Metrics [measurements + 1], the first at the start; log-probs [N, M] at the end.
     """
-    world = dataclasses.replace(
-        world,
-        log_ref=jnp.asarray(world.log_ref, jnp.float32),
-        reward=jnp.asarray(world.reward, jnp.float32),
-    )
     optimizer = optax.adam(plan.lr)
-    logps_of = tree.logps
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
         params, state, carried = carry
         rows = draw(data, plan, key)
         ref = world.log_ref[rows.prompts[:, None], rows.responses]
 
-        def mean_loss(params: Params) -> tuple[jax.Array, ResponseTable]:
-            logps = logps_of(params)[rows.prompts[:, None], rows.responses]
+        def mean_loss(params: Params) -> tuple[jax.Array, Any]:
+            logps = tree.logps(params)[rows.prompts[:, None], rows.responses]
             table = rows.table(logps, ref)
-            now = jax.tree.map(jnp.add, carried, loss.carry(table))
-            return jnp.mean(loss.fn(table, now)), table
+            seen = jax.tree.map(jnp.add, carried, loss.carry(table))
+            return jnp.mean(loss.fn(table, seen)), seen
 
-        grads, table = jax.grad(mean_loss, has_aux=True)(params)
+        grads, carried = jax.grad(mean_loss, has_aux=True)(params)
         updates, state = optimizer.update(grads, state, params)
-        carried = jax.tree.map(jnp.add, carried, loss.carry(table))
         return (optax.apply_updates(params, updates), state, carried), None
 
     def chunk(carry: tuple, keys: jax.Array) -> tuple[tuple, Metrics]:
         carry, _ = jax.lax.scan(step, carry, keys)
-        return carry, measure(world, logps_of(carry[0]))
+        return carry, measure(world, tree.logps(carry[0]))
 
-    @jax.jit
-    def run(start: Params, key: jax.Array) -> tuple[Metrics, jax.Array]:
-        keys = jax.random.split(key, (plan.measurements, plan.steps))
-        first = (start, optimizer.init(start), loss.nothing_carried())
-        (params, *_), history = jax.lax.scan(chunk, first, keys)
-        before = measure(world, logps_of(start))
-        history = jax.tree.map(lambda a, b: jnp.append(a[None], b), before, history)
-        return history, logps_of(params)
-
-    history, logps = run(start, jax.random.key(seed))
-    return jax.tree.map(np.asarray, history), np.asarray(logps)
+    keys = jax.random.split(key, (plan.measurements, plan.steps))
+    first = (start, optimizer.init(start), loss.nothing_carried())
+    (params, *_), history = jax.lax.scan(chunk, first, keys)
+    before = measure(world, tree.logps(start))
+    history = jax.tree.map(lambda a, b: jnp.append(a[None], b), before, history)
+    return history, tree.logps(params)
 
 
 class Rows(NamedTuple):
