@@ -1,6 +1,8 @@
 """Figure 5: the surfaces of the DPO, EPA and IPM functionals over the space of rewards.
 
-Claim: DPO's functional has a valley of minimisers, the IPM's a single one, EPA's too.
+Claim: DPO's functional has a valley of minimisers, the IPM's a single one, the truth.
+  EPA's is not flat along the valley, but where a response can be a weak negative and no
+  pair lets it win, its minimum lies at minus infinity (theory.md, 4).
 Command: python -m experiments.papers.epa.figure5
 World: one prompt, three responses, so that rewards up to a constant are a plane. Pairs
   show responses 0 and 1 only; weak negatives are uniform over all three.
@@ -42,7 +44,7 @@ def functionals() -> dict[str, Any]:
 
 
 def surface(points: int) -> dict[str, np.ndarray]:
-    """Losses [points, points] over offsets of r(1) - r(0) and r(2) - r(0) from the truth."""
+    """Losses [points, points] over offsets of r(1) - r(0), r(2) - r(0) from the truth."""
     offsets = np.linspace(-SPAN, SPAN, points)
     grid = np.stack(np.meshgrid(offsets, offsets, indexing='ij'), axis=-1).reshape(-1, 2)
     rewards = WORLD.reward + np.concatenate([np.zeros((len(grid), 1)), grid], axis=1)
