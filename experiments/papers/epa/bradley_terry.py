@@ -7,7 +7,6 @@ World: one prompt, 8 responses, random reference and rewards (tabular, float64).
   shown within the responses 0-3 and within 4-7, never across; labels are Bradley-Terry.
 """
 
-import argparse
 import functools
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from epa_jax.theory.population import (
     with_weak,
 )
 from epa_jax.theory.worlds import World, kl, random_world, slope_and_pearson
-from experiments.papers.epa.common import COLOURS, RESULTS, panels, save, write_csv
+from experiments.papers.epa.common import COLOURS, arguments, panels, save, write_csv
 
-BETA = 0.5
+BETA, SEED = 0.5, 0
 HALF = 4
 
 
@@ -133,12 +132,9 @@ def draw(path: list[dict[str, Any]], ends: list[dict[str, Any]], file: Path) -> 
 
 def main() -> None:
     """Writes results/bradley_terry*.csv and bradley_terry.png."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    args = arguments(__doc__)
     with jax.enable_x64(True):
-        world = random_world(1, 2 * HALF, BETA, args.seed)
+        world = random_world(1, 2 * HALF, BETA, SEED)
         path = along_the_path(world, np.linspace(-3, 3, 61))
         ends = from_random_starts(world, 12)
     write_csv(args.out / 'bradley_terry_path.csv', path)

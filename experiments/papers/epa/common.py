@@ -1,5 +1,6 @@
 """What the scripts of this folder share: tables, intervals, style of figures."""
 
+import argparse
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,21 @@ COLOURS = {
     'exact': '#444444',
     'other': '#8e6bbf',
 }
+
+
+def arguments(doc: str | None, seeds: int | None = None) -> argparse.Namespace:
+    """--out, and --seeds when the script has them.
+
+    Args:
+      doc: docstring of the script; its first line describes it.
+      seeds: how many by default; None for a script without them.
+    """
+    assert doc
+    parser = argparse.ArgumentParser(description=doc.split('\n', 1)[0])
+    parser.add_argument('--out', type=Path, default=RESULTS, help='folder to write')
+    if seeds is not None:
+        parser.add_argument('--seeds', type=int, default=seeds, help='how many')
+    return parser.parse_args()
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -7,7 +7,6 @@ World: as table1.py (topical); marked is the worst response of each prompt among
   that its reference gives less than 1 in 1000. 10 seeds for the numbers, the first drawn.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from epa_jax.theory.study import Plan
 from epa_jax.theory.worlds import World
 from experiments.papers.epa.common import (
     COLOURS,
-    RESULTS,
+    arguments,
     interval,
     panels,
     save,
@@ -88,10 +87,7 @@ def draw(world: World, logps: dict[str, np.ndarray], file: Path) -> None:
 
 def main() -> None:
     """Writes results/figure1.csv and figure1.png."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    parser.add_argument('--seeds', type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, seeds=10)
     setting = make_setting(args.seeds)
     logps = {name: run(setting, METHODS[name], PLAN)[1] for name in DRAWN}
     rows = [row for name in DRAWN for row in gaps(setting, logps[name], name)]

@@ -6,7 +6,6 @@ World: as table1.py (topical). Swept over beta and training time; the exact fron
   of pi*, is drawn too. 10 seeds.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from epa_jax.theory.study import Plan
 from epa_jax.theory.worlds import World, expectation, kl
 from experiments.papers.epa.common import (
     COLOURS,
-    RESULTS,
+    arguments,
     interval,
     panels,
     save,
@@ -144,10 +143,7 @@ def _means(rows: list[Row], name: str, beta: float, key: str) -> tuple[Any, Any]
 
 def main() -> None:
     """Writes results/figure3*.csv and figure3.png."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    parser.add_argument('--seeds', type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, seeds=10)
     setting = make_setting(args.seeds)
     rows = sweep(setting, PLAN, BETAS)
     frontier = exact_frontier(setting)

@@ -5,7 +5,6 @@ Command: python -m experiments.papers.epa.figure4
 World: as table1.py (topical). 10 seeds.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from epa_jax.theory.study import Plan
 from experiments.papers.epa.common import (
     COLOURS,
-    RESULTS,
+    arguments,
     interval,
     panels,
     save,
@@ -72,10 +71,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     """Writes results/figure4.csv and figure4.png."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    parser.add_argument('--seeds', type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, seeds=10)
     rows = sweep(make_setting(args.seeds), PLAN, MARGINS)
     write_csv(args.out / 'figure4.csv', rows)
     draw(rows, args.out / 'figure4.png')

@@ -9,7 +9,6 @@ Command: python -m experiments.papers.epa.negatives
 World: one prompt, 6 responses, random reference and rewards (tabular, float64).
 """
 
-import argparse
 import functools
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from epa_jax.theory.worlds import World, random_world
 from epa_jax.types import Role
 from experiments.papers.epa.common import (
     COLOURS,
-    RESULTS,
+    arguments,
     interval,
     panels,
     save,
@@ -210,9 +209,7 @@ def draw(exact: list[Row], sampled: list[Row], file: Path) -> None:
 
 def main() -> None:
     """Writes results/negatives_*.csv and negatives.png."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = arguments(__doc__)
     with jax.enable_x64(True):
         exact = population(seeds=10, numbers=(1, 2, 4, 8))
         sampled = finite(replicates=40, positives=2000, numbers=(1, 2, 4, 8, 16, 32, 64))

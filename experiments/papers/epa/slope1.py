@@ -9,7 +9,6 @@ World: one prompt, 8 responses in two islands of 4, random reference and rewards
   float64), labels from Bradley-Terry, weak negatives from the reference of another prompt.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from epa_jax.theory.worlds import World, random_world
 from experiments.papers.epa.bradley_terry import HALF, two_islands
 from experiments.papers.epa.common import (
     COLOURS,
-    RESULTS,
+    arguments,
     interval,
     panels,
     save,
@@ -132,10 +131,7 @@ def draw(rows: list[Row], file: Path) -> None:
 
 def main() -> None:
     """Writes results/slope1.csv and slope1.png."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    parser.add_argument('--seeds', type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, seeds=10)
     shares = 10.0 ** np.linspace(-4, -0.5, 8)
     with jax.enable_x64(True):
         rows = [

@@ -8,12 +8,10 @@ World: LLaMAs of two layers; 9 prompts, all 40 responses of up to 3 tokens; 32 r
   other prompts are bad, as EPA assumes) and one that does not. 10 seeds, 500 steps of 32.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 from epa_jax.theory.study import Plan
-from experiments.papers.epa.common import RESULTS, interval, write_csv
+from experiments.papers.epa.common import arguments, interval, write_csv
 from experiments.papers.epa.runs import METHODS, Method, make_setting, run
 
 SHOWN = ('pearson', 'slope1_error', 'slope1_root', 'slope1_error_ref', 'kl', 'reward')
@@ -60,10 +58,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Writes results/table1*.csv and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    parser.add_argument('--seeds', type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, seeds=10)
     rows = [
         row
         for kind in WORLDS

@@ -7,10 +7,8 @@ Worlds: tabular policies (free logits; 4 prompts, 16 responses) and LLaMAs (2 pr
   15 responses of a tree of depth 3 over 3 tokens), random rewards and references.
 """
 
-import argparse
 import functools
 import itertools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +21,7 @@ from epa_jax.theory.fit import Fit, descend, minimise
 from epa_jax.theory.population import Population, best_of_all
 from epa_jax.theory.worlds import World, kl, random_world, slope_and_pearson
 from epa_jax.types import Params
-from experiments.papers.epa.common import RESULTS, write_csv
+from experiments.papers.epa.common import arguments, write_csv
 
 Row = dict[str, Any]
 
@@ -91,9 +89,7 @@ def _row(
 
 def main() -> None:
     """Writes results/theorem.csv and prints its extremes."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = arguments(__doc__)
     rows = tabular(worlds=5, starts=10) + llama(worlds=5, starts=5)
     write_csv(args.out / 'theorem.csv', rows)
     for kind in ('tabular', 'llama'):
