@@ -203,7 +203,7 @@ def draw(exact: list[Row], sampled: list[Row], file: Path) -> None:
         ax.set_xscale('log', base=2)
     for ax in axes[1:]:
         ax.set_yscale('log')
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[2].legend(frameon=False, fontsize=8, loc='lower left')
     save(figure, file)
 
 
