@@ -50,6 +50,7 @@ METHODS = {
         Method('EPA 1:1:8', 'epa', 1, 8),
         Method('EPA 1:3:0', 'epa', 3, 0),
         Method('EPA 1:3:4', 'epa', 3, 4),
+        Method('EPA 1:1:2, weight 0.1', 'epa', 1, 2, {'weight_weak': 0.1}),
     )
 }
 

@@ -32,9 +32,21 @@ from experiments.papers.epa.common import (
 
 BETA = 0.5
 PAIRS = (300, 3000, 30000)
-METHODS = {'DPO': 0, 'EPA 1:1:1': 1, 'EPA 1:1:2': 2, 'EPA 1:1:4': 4}
+# name: number of weak negatives, and their weight in the softmax
+METHODS = {
+    'DPO': (0, 1.0),
+    'EPA 1:1:1': (1, 1.0),
+    'EPA 1:1:2': (2, 1.0),
+    'EPA 1:1:4': (4, 1.0),
+    'EPA 1:1:2, weight 0.1': (2, 0.1),
+    'EPA 1:1:2, weight 0.01': (2, 0.01),
+}
 SHADES = dict(
-    zip(METHODS, (COLOURS['DPO'], '#9ecae1', COLOURS['EPA'], '#08306b'), strict=True)
+    zip(
+        METHODS,
+        (COLOURS['DPO'], '#9ecae1', COLOURS['EPA'], '#08306b', COLOURS['IPM'], '#0b5d33'),
+        strict=True,
+    )
 )
 Row = dict[str, Any]
 
@@ -46,19 +58,26 @@ def bridged(world: World, share: float) -> np.ndarray:
     return (1 - share) * same / same.sum() + share * across / across.sum()
 
 
-def row_losses(logits: jax.Array, world: World, data: Population) -> jax.Array:
+def row_losses(
+    logits: jax.Array, world: World, data: Population, weight: float
+) -> jax.Array:
     """EPA's loss of every row of the population, [R]; DPO's without weak negatives."""
     logps = jax.nn.log_softmax(logits, axis=1)
-    return epa(data.table(logps, world.log_ref), beta=world.beta)
+    table = data.table(logps, world.log_ref)
+    return epa(table, beta=world.beta, weight_weak=weight)
 
 
-def expected_loss(logits: jax.Array, world: World, data: Population) -> jax.Array:
+def expected_loss(
+    logits: jax.Array, world: World, data: Population, weight: float
+) -> jax.Array:
     """Its expectation."""
-    return jnp.sum(data.weights * row_losses(logits, world, data))
+    return jnp.sum(data.weights * row_losses(logits, world, data, weight))
 
 
 @jax.jit
-def covariance(logits: jax.Array, world: World, data: Population) -> jax.Array:
+def covariance(
+    logits: jax.Array, world: World, data: Population, weight: float
+) -> jax.Array:
     """Of the r_theta that n independent rows lead to, times n: the sandwich, [M, M].
 
     Asymptotic: inverse curvature, covariance of the rows' gradients, inverse curvature.
@@ -66,7 +85,7 @@ def covariance(logits: jax.Array, world: World, data: Population) -> jax.Array:
     count = logits.size
 
     def losses(flat: jax.Array) -> jax.Array:
-        return row_losses(flat.reshape(logits.shape), world, data)
+        return row_losses(flat.reshape(logits.shape), world, data, weight)
 
     slopes = jax.jacfwd(losses)(logits.ravel())  # [R, M]
     curvature = jax.hessian(lambda flat: jnp.sum(data.weights * losses(flat)))(
@@ -84,11 +103,11 @@ def measure(seed: int, share: float) -> list[Row]:
     other = np.asarray(random_world(1, 2 * HALF, BETA, seed + 1000).log_ref)
     pairs = bradley_terry_pairs(world, bridged(world, share))
     rows = []
-    for method, weak in METHODS.items():
+    for method, (weak, weight) in METHODS.items():
         data = with_weak(pairs, other, weak) if weak else pairs
-        fit = minimise(expected_loss, jnp.asarray(world.log_ref), world, data)
+        fit = minimise(expected_loss, jnp.asarray(world.log_ref), world, data, weight)
         r = np.asarray(world.r_theta(jax.nn.log_softmax(fit.params, axis=1)) - world.reward)
-        variance = float(jnp.trace(covariance(fit.params, world, data))) / r.size
+        variance = float(jnp.trace(covariance(fit.params, world, data, weight))) / r.size
         bias2 = float(r.var())
         row = {
             'seed': seed,

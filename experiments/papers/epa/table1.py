@@ -69,7 +69,7 @@ def main() -> None:
     write_csv(args.out / 'table1.csv', table)
     for line in table:
         cells = (f'{line[key]:8.3f} ± {line[f"{key}_95"]:.3f}' for key in SHOWN[:3])
-        print(f'{line["world"]:8} {line["method"]:10}', *cells)
+        print(f'{line["world"]:8} {line["method"]:22}', *cells)
 
 
 if __name__ == '__main__':

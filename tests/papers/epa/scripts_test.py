@@ -99,4 +99,4 @@ def test_the_interval_is_student_s():
 def test_methods_are_those_of_the_table():
     names = ['DPO', 'IPO', 'KTO', 'NCA', 'PL-DPO']
     names += [f'EPA 1:{k}' for k in ('1:0', '1:1', '1:2', '1:4', '1:8', '3:0', '3:4')]
-    assert list(runs.METHODS) == names
+    assert list(runs.METHODS) == [*names, 'EPA 1:1:2, weight 0.1']

@@ -40,12 +40,14 @@ def test_the_sandwich_is_the_spread_of_fits_to_samples():
     world = random_world(1, 8, slope1.BETA, 0)
     pairs = bradley_terry_pairs(world, slope1.bridged(world, 0.3))
     start, count = jnp.asarray(world.log_ref), 4000
-    best = minimise(slope1.expected_loss, start, world, pairs)
-    expected = np.trace(slope1.covariance(best.params, world, pairs)) / count
+    best = minimise(slope1.expected_loss, start, world, pairs, 1.0)
+    expected = np.trace(slope1.covariance(best.params, world, pairs, 1.0)) / count
     rng, found = np.random.default_rng(0), []
     for _ in range(60):
         drawn = rng.multinomial(count, pairs.weights / pairs.weights.sum()) / count
-        fit = minimise(slope1.expected_loss, start, world, pairs.replace(weights=drawn))
+        fit = minimise(
+            slope1.expected_loss, start, world, pairs.replace(weights=drawn), 1.0
+        )
         r = np.asarray(world.r_theta(jax.nn.log_softmax(fit.params, axis=1)))[0]
         found.append(r - r.mean())
     spread = np.array(found).var(axis=0, ddof=1).sum()
