@@ -28,7 +28,10 @@ from epa_jax.world import figure, files, table
 from epa_jax.world.language import Prompt
 from epa_jax.world.measure import Judge, Outcome, World
 
-NEXT = 'python -m epa_jax.train --config=experiments/stories260k_epa.py'
+NEXT = (
+    'python -m epa_jax.train --config=experiments/quickstart_pairs.py '
+    '--config.loss.name=ipo --config.workdir=runs/quickstart_ipo'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,8 +247,18 @@ class Quickstart:
             f'numbers  {self.out / "results.json"}\n'
             f'models   {self.out}/{{sft,dpo,epa}}/export (Hugging Face folders)\n'
             f'took     {seconds:.0f} s\n\n'
-            f'next     {NEXT}',
+            f'next     {self._next()}',
             soft_wrap=True,
+        )
+
+    def _next(self) -> str:
+        """A command that trains with another loss on the same pairs."""
+        if self.out == Path('runs/quickstart'):
+            return NEXT
+        return (
+            f'{NEXT} --config.model.path={self.out}/sft/export '
+            f'--config.data.train={self.out}/pairs.jsonl '
+            f'--config.data.eval={self.out}/pairs_held_out.jsonl'
         )
 
 
