@@ -104,7 +104,8 @@ class ReferenceConfig:
 
     Attributes:
       mode: 'cached' computes its log-probs once before training, 'in_step' keeps a
-        frozen copy and recomputes them, 'none' has no reference.
+        frozen copy and recomputes them, 'none' has no reference. A loss that needs no
+        reference is given none.
       path: weights of the reference; '' is the policy's own initial weights.
       cache_dir: where cached log-probs live; they are found again by content.
       cache_file: an exact cache file to use; refused if it was made from anything

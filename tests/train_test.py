@@ -170,7 +170,7 @@ def test_updates_that_are_never_finite_stop_the_run(folder):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'loss__name': 'ipo'}, 'loss.name'),
+        ({'loss__name': 'epaa'}, 'did you mean epa'),
         ({'loss__label_smoothing': 0.1}, 'loss.label_smoothing'),
         ({'reference__mode': 'none'}, 'needs a reference'),
         ({'loss__name': 'dpo', 'data__n_strong': 0}, 'data.n_strong'),
