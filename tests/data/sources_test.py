@@ -152,7 +152,11 @@ def test_bad_lines_are_skipped_and_counted_by_reason(tmp_path):
         ('d.jsonl', b'', r'd\.jsonl: no examples; 0 bad lines'),
         ('d.jsonl', b'\xff\xfe', r'd\.jsonl: cannot be read: .*utf-8'),
         ('d.jsonl.gz', b'plain', r'd\.jsonl\.gz: cannot be read: .*gzip'),
-        ('d.jsonl.gz', gzip.compress(LINES.encode())[:-9], r'cannot be read: .*ended'),
+        (
+            'd.jsonl.gz',
+            gzip.compress(LINES.encode(), mtime=0)[:-9],
+            r'cannot be read: .*ended',
+        ),
         ('d.jsonl.gz', b'\x1f\x8b\x08' + b'\0' * 7 + b'\7' * 9, r'cannot be read: .*block'),
         ('d.json', b'{"a": 1}', r'd\.json: expected a list of records, found dict'),
         ('d.json', LINES.encode(), r'd\.json: not JSON: .*name a file .* \.jsonl'),

@@ -3,7 +3,7 @@
 Claim: at equal KL to the reference EPA earns more true reward than DPO.
 Command: python -m experiments.papers.epa.figure3
 World: as table1.py (topical). Swept over beta and training time; the exact frontier, that
-  of pi*, is drawn too. 10 seeds.
+  of pi*, is drawn too. 5 seeds.
 """
 
 from collections.abc import Sequence
@@ -143,7 +143,7 @@ def _means(rows: list[Row], name: str, beta: float, key: str) -> tuple[Any, Any]
 
 def main() -> None:
     """Writes results/figure3*.csv and figure3.png."""
-    args = arguments(__doc__, seeds=10)
+    args = arguments(__doc__, seeds=5)
     setting = make_setting(args.seeds)
     rows = sweep(setting, PLAN, BETAS)
     frontier = exact_frontier(setting)

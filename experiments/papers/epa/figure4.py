@@ -2,7 +2,7 @@
 
 Claim: a margin does not do for DPO what weak negatives do.
 Command: python -m experiments.papers.epa.figure4
-World: as table1.py (topical). 10 seeds.
+World: as table1.py (topical). 5 seeds.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     """Writes results/figure4.csv and figure4.png."""
-    args = arguments(__doc__, seeds=10)
+    args = arguments(__doc__, seeds=5)
     rows = sweep(make_setting(args.seeds), PLAN, MARGINS)
     write_csv(args.out / 'figure4.csv', rows)
     draw(rows, args.out / 'figure4.png')

@@ -3,6 +3,7 @@
 Claim: at matched steps EPA 1:1:2 and 1:1:8 are nearer to the slope-1 line and earn more
   reward at equal KL than DPO and IPO.
 Command: python -m experiments.papers.epa.stories --model ../shared/data/stories260k
+  (first: pip install vaderSentiment==3.3.2)
 Model: a pretrained LLaMA of 260 thousand parameters (any Hugging Face folder of stories).
 Reward: -2 times the compound score of VADER (vaderSentiment), so sad stories are good.
 Data: openings of 12 tokens, two continuations each of at most 64 tokens, all sampled from
@@ -13,6 +14,7 @@ Data: openings of 12 tokens, two continuations each of at most 64 tokens, all sa
 import argparse
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,8 +153,10 @@ class Storyteller:
 
 def vader() -> Reward:
     """Minus twice the compound score, from -2 (happy) to 2 (sad)."""
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        sys.exit('the reward needs a lexicon: pip install vaderSentiment==3.3.2')
     analyser = SentimentIntensityAnalyzer()
     return lambda text: -2 * analyser.polarity_scores(text)['compound']
 

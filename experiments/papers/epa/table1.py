@@ -5,7 +5,7 @@ Claim: EPA has a higher Pearson coefficient and a lower slope-1 error than DPO, 
 Command: python -m experiments.papers.epa.table1
 World: LLaMAs of two layers; 9 prompts, all 40 responses of up to 3 tokens; 32 rankings of
   4 reference samples a prompt; two kinds of reward, one that knows topics (responses to
-  other prompts are bad, as EPA assumes) and one that does not. 10 seeds, 500 steps of 32.
+  other prompts are bad, as EPA assumes) and one that does not. 5 seeds, 500 steps of 32.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Writes results/table1*.csv and prints the table."""
-    args = arguments(__doc__, seeds=10)
+    args = arguments(__doc__, seeds=5)
     rows = [
         row
         for kind in WORLDS
