@@ -203,9 +203,7 @@ def train(
     visits = Visits(len(examples), sizes.batch, seed, shuffle=True, resample=True)
     batches = Pipeline(examples, rule, visits, layout).steps()
 
-    @jax.jit
-    def gradients(params: Params, batch: Any) -> Any:
-        return objective.gradients(params, batch, teller.params)
+    gradients = jax.jit(objective.gradients)
 
     @jax.jit
     def update(params: Params, state: Any, total: Any) -> tuple[Params, Any]:
@@ -217,7 +215,7 @@ def train(
     for step in range(1, sizes.marks[-1] + 1):
         micro_batches = next(batches)
         began = time.perf_counter()
-        parts = [gradients(params, batch) for batch in micro_batches]
+        parts = [gradients(params, batch, teller.params) for batch in micro_batches]
         total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
         params, state = jax.block_until_ready(update(params, state, total))
         seconds += time.perf_counter() - began
