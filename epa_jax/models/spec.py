@@ -91,3 +91,38 @@ def check_spec(spec: ModelSpec, origin: str) -> None:
             f'{origin}: low_freq_factor={scaling.low_freq_factor} must be below '
             f'high_freq_factor={scaling.high_freq_factor}'
         )
+
+
+def plain_llama(
+    *,
+    vocab_size: int,
+    d_model: int,
+    d_ff: int,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    tie_embeddings: bool,
+    max_positions: int,
+) -> ModelSpec:
+    """A LLaMA without biases, RoPE scaling or sliding window, for models made here.
+
+    Arguments are those of `ModelSpec`; the head width is d_model / n_heads.
+    """
+    return ModelSpec(
+        model_type='llama',
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_ff=d_ff,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=d_model // n_heads,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        rope_scaling=None,
+        sliding_window=None,
+        tie_embeddings=tie_embeddings,
+        attention_bias=False,
+        mlp_bias=False,
+        max_positions=max_positions,
+    )

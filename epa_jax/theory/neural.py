@@ -10,7 +10,7 @@ import numpy as np
 from epa_jax.data import packing
 from epa_jax.logprobs import response_table
 from epa_jax.models import transformer
-from epa_jax.models.spec import ModelSpec
+from epa_jax.models.spec import ModelSpec, plain_llama
 from epa_jax.theory.worlds import World
 from epa_jax.types import PackedBatch, Params, Role, TokenGroup
 
@@ -78,22 +78,14 @@ def make_tree(spec: ModelSpec, prompts: Sequence[Sequence[int]], length: int) ->
 
 def small_spec(vocab: int, d_model: int = 32, n_layers: int = 2) -> ModelSpec:
     """A LLaMA that can be trained in seconds."""
-    return ModelSpec(
-        model_type='llama',
+    return plain_llama(
         vocab_size=vocab,
         d_model=d_model,
         d_ff=2 * d_model,
         n_layers=n_layers,
         n_heads=4,
         n_kv_heads=2,
-        head_dim=d_model // 4,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        rope_scaling=None,
-        sliding_window=None,
         tie_embeddings=False,
-        attention_bias=False,
-        mlp_bias=False,
         max_positions=64,
     )
 

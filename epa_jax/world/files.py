@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from epa_jax.formats.export import export_model
-from epa_jax.models.spec import ModelSpec
+from epa_jax.models.spec import ModelSpec, plain_llama
 from epa_jax.models.transformer import init_params
 from epa_jax.world import language
 from epa_jax.world.language import Prompt
@@ -41,22 +41,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def model_spec(d_model: int, n_layers: int) -> ModelSpec:
     """A LLaMA of this width and depth for the language."""
-    return ModelSpec(
-        model_type='llama',
+    return plain_llama(
         vocab_size=len(SPECIAL) + len(language.words()),
         d_model=d_model,
         d_ff=8 * d_model // 3 // 8 * 8,
         n_layers=n_layers,
         n_heads=d_model // 32,
         n_kv_heads=d_model // 32,
-        head_dim=32,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        rope_scaling=None,
-        sliding_window=None,
         tie_embeddings=True,
-        attention_bias=False,
-        mlp_bias=False,
         max_positions=64,
     )
 
