@@ -49,6 +49,7 @@ from experiments.papers.epa.common import (
 )
 
 OPENING, LENGTH = 12, 64
+ROUNDS = 16  # of samples in search of different openings
 COMPUTE = Compute()
 METHODS = {
     'DPO': ('dpo', 0),
@@ -118,19 +119,24 @@ class Storyteller:
     def openings(self, count: int, key: jax.Array) -> list[np.ndarray]:
         """Different beginnings of stories, beginning of sequence included."""
         bos = np.array([self.tokenizer.bos_token_id], np.int32)
-        drawn = sample(
-            self.params,
-            self.spec,
-            COMPUTE,
-            [bos] * (2 * count),
-            max_new_tokens=OPENING,
-            eos_id=self.tokenizer.eos_token_id,
-            key=key,
+        found: dict[bytes, np.ndarray] = {}
+        for part in jax.random.split(key, ROUNDS):
+            drawn = sample(
+                self.params,
+                self.spec,
+                COMPUTE,
+                [bos] * count,
+                max_new_tokens=OPENING,
+                eos_id=self.tokenizer.eos_token_id,
+                key=part,
+            )
+            found |= {ids.tobytes(): ids for ids in drawn if len(ids) == OPENING}
+            if len(found) >= count:
+                return [np.concatenate([bos, ids]) for ids in list(found.values())[:count]]
+        raise ValueError(
+            f'{count * ROUNDS} samples have {len(found)} different openings; '
+            f'expected {count}'
         )
-        whole = {ids.tobytes(): ids for ids in drawn if len(ids) == OPENING}
-        if len(whole) < count:
-            raise ValueError(f'{len(whole)} different openings; expected {count}')
-        return [np.concatenate([bos, ids]) for ids in list(whole.values())[:count]]
 
     def rewards(self, answers: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """True reward of every continuation, [N, K]."""
