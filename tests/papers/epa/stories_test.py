@@ -41,7 +41,7 @@ def test_openings_differ_and_continuations_are_stories(teller):
 def test_openings_are_sought_for_several_rounds(teller, monkeypatch):
     assert len(teller.openings(60, jax.random.key(0))) == 60  # one round has repetitions
     monkeypatch.setattr(stories, 'ROUNDS', 1)
-    with pytest.raises(ValueError, match='60 samples have .* different openings'):
+    with pytest.raises(ValueError, match=r'60 samples have .* different openings'):
         teller.openings(60, jax.random.key(0))
 
 
