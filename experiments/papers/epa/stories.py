@@ -88,7 +88,7 @@ class Sizes:
     fresh: int = 4
     batch: int = 16
     marks: tuple[int, ...] = (20, 40, 80, 160)
-    lr: float = 5e-4
+    lr: float = 3e-5
     beta: float = 0.25
 
 
@@ -204,8 +204,7 @@ def train(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(sizes.lr))
     rule = NegativeRule(seed, 1, n_weak, 'any')
     longest = 1 + OPENING + rule.responses * LENGTH
-    rows = -(-sizes.batch * longest // 1024)
-    layout = packing.Layout(rows, max(1024, longest), 64, rule.responses)
+    layout = packing.Layout(sizes.batch, longest, 4, rule.responses)  # one row a prompt
     visits = Visits(len(examples), sizes.batch, seed, shuffle=True, resample=True)
     batches = Pipeline(examples, rule, visits, layout).steps()
 

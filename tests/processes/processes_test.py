@@ -1,0 +1,72 @@
+"""Whole runs by real processes of `jax.distributed`, connected by gloo."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import small_run
+from tests.processes import worker
+
+TIMEOUT = 600  # seconds, on a busy machine
+
+
+def run_processes(repo_root, folder, count):
+    """What worker.main wrote, run by `count` processes."""
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = str(probe.getsockname()[1])
+    flags = os.environ['XLA_FLAGS'].split()
+    env = os.environ | {
+        'XLA_FLAGS': ' '.join(f for f in flags if 'device_count' not in f),
+        'PYTHONWARNINGS': 'default',
+    }
+    command = [sys.executable, '-m', 'tests.processes.worker', str(folder)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(count), port],
+            cwd=repo_root,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.returncode for p in processes] == [0] * count, '\n'.join(outputs)
+    return dict(np.load(folder / f'{count}.npz'))
+
+
+@pytest.fixture(scope='module')
+def outcomes(repo_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('processes')
+    small_run.write(folder)
+    return {count: run_processes(repo_root, folder, count) for count in (1, 2)}
+
+
+@pytest.mark.parametrize('name', sorted(worker.LOSSES))
+def test_a_run_does_not_depend_on_its_processes(outcomes, name):
+    alone, together = outcomes[1], outcomes[2]
+    keys = [key for key in alone if key.startswith(f'{name}/') and 'second' not in key]
+    assert len(keys) > 40
+    assert set(together) == set(alone)
+    for key in keys:
+        np.testing.assert_allclose(
+            together[key], alone[key], rtol=1e-5, atol=1e-7, err_msg=key
+        )
+
+
+@pytest.mark.parametrize('name', sorted(worker.LOSSES))
+def test_the_runs_trained(outcomes, name):
+    alone = outcomes[1]
+    before, after = (alone[f'{name}/eval_{part}/eval/loss'] for part in ('first', 'last'))
+    assert np.isfinite(after)
+    assert after != before
