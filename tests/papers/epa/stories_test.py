@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from epa_jax.formats.load import load_model
-from epa_jax.formats.tokenizer import load_tokenizer
-from experiments.papers.epa import stories
+from experiments.papers.epa import stories, storyteller
+from experiments.papers.epa.common import write_csv
 
 SIZES = stories.Sizes(
     openings=12, held_out=4, own=3, fresh=2, batch=4, marks=(1, 3), lr=1e-3
@@ -22,8 +21,7 @@ def teller(shared_data):
     folder = shared_data / 'stories260k'
     if not folder.is_dir():
         pytest.skip('needs ../shared/data/stories260k')
-    spec, params = load_model(str(folder), 'float32')
-    return stories.Storyteller(spec, params, load_tokenizer(str(folder)), share_of_e)
+    return storyteller.load_teller(str(folder), share_of_e)
 
 
 def test_openings_differ_and_continuations_are_stories(teller):
@@ -40,7 +38,7 @@ def test_openings_differ_and_continuations_are_stories(teller):
 
 def test_openings_are_sought_for_several_rounds(teller, monkeypatch):
     assert len(teller.openings(60, jax.random.key(0))) == 60  # one round has repetitions
-    monkeypatch.setattr(stories, 'ROUNDS', 1)
+    monkeypatch.setattr(storyteller, 'ROUNDS', 1)
     with pytest.raises(ValueError, match=r'60 samples have .* different openings'):
         teller.openings(60, jax.random.key(0))
 
@@ -52,14 +50,8 @@ def test_labels_prefer_the_larger_reward(teller):
     assert np.mean(better) > 0.5
 
 
-def test_every_method_is_measured_at_every_mark(teller, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        stories, 'METHODS', {k: stories.METHODS[k] for k in ('DPO', 'EPA 1:1:2')}
-    )
-    monkeypatch.setattr(
-        stories, 'DRAWN', {k: stories.DRAWN[k] for k in ('DPO', 'EPA 1:1:2')}
-    )
-    rows = stories.one_seed(teller, SIZES, 0)
+def test_every_method_is_measured_at_every_mark(teller, tmp_path):
+    rows = stories.one_seed(teller, SIZES, 0, ['DPO', 'EPA 1:1:2'])
     assert [(r['method'], r['step']) for r in rows] == [
         ('reference', 0), ('DPO', 1), ('DPO', 3), ('EPA 1:1:2', 1), ('EPA 1:1:2', 3),
     ]  # fmt: skip
@@ -68,3 +60,43 @@ def test_every_method_is_measured_at_every_mark(teller, tmp_path, monkeypatch):
     assert epa['tokens'] > 1.5 * dpo['tokens']
     stories.draw(rows + [{**r, 'seed': 1} for r in rows], tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 10_000
+
+
+def made_up(seed, method, *points):
+    keys = ('step', 'tokens', 'kl', 'reward', 'pearson', 'slope1_error')
+    return [
+        {'method': method, 'seed': seed, **dict(zip(keys, point, strict=True))}
+        for point in points
+    ]
+
+
+@pytest.fixture
+def rows():
+    """Two seeds; EPA takes twice the tokens and earns twice the reward per nat."""
+    points = {
+        'reference': [(0, 0, 0.0, 0.0, np.nan, 2.0)],
+        'DPO': [(1, 10, 1.0, 1.0, 0.2, 1.0), (2, 20, 2.0, 2.0, 0.4, 0.5)],
+        'EPA 1:1:2': [(1, 20, 2.0, 4.0, 0.3, 1.0), (2, 40, 4.0, 8.0, 0.6, 0.2)],
+    }
+    rows = [row for seed in (0, 1) for m in points for row in made_up(seed, m, *points[m])]
+    return [row | {'reward': row['reward'] + row['seed']} for row in rows]
+
+
+def test_methods_are_compared_at_equal_steps_tokens_and_kl(rows):
+    found = {
+        (r['equal'], r['metric'], r['method']): (r['at'], r['mean'], r['minus_dpo'])
+        for r in stories.matched(rows)
+    }
+    epa = 'EPA 1:1:2'
+    assert found['step', 'pearson', epa] == pytest.approx((2, 0.6, 0.2))
+    assert found['tokens', 'pearson', epa] == pytest.approx((20, 0.3, -0.1))
+    assert found['tokens', 'pearson', 'DPO'] == pytest.approx((20, 0.4, 0))
+    assert found['kl', 'reward', epa] == pytest.approx((2, 4.5, 2))
+    assert found['kl', 'reward', 'DPO'] == pytest.approx((2, 2.5, 0))
+
+
+def test_rows_of_other_methods_are_kept(rows, tmp_path):
+    file = tmp_path / 'stories.csv'
+    assert stories.known(file, ['DPO']) == []
+    write_csv(file, rows)
+    assert stories.known(file, ['DPO']) == [r for r in rows if r['method'] == 'EPA 1:1:2']
