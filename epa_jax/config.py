@@ -125,6 +125,10 @@ def _check_together(run: RunConfig) -> None:
         raise ConfigError("reference.mode='none' contradicts reference.path or cache_file")
     if run.reference.mode != 'cached' and run.reference.cache_file:
         raise ConfigError("reference.cache_file needs reference.mode='cached'")
+    for name in ('sft', 'pretrain'):
+        stream = getattr(run, name)
+        if stream.eval and not stream.train:
+            raise ConfigError(f'{name}.eval={stream.eval!r}: needs {name}.train')
     if run.checkpoint.keep_best and not (run.data.eval or run.data.eval_examples):
         raise ConfigError('checkpoint.keep_best needs data.eval or data.eval_examples')
 

@@ -10,8 +10,10 @@ import jax
 from epa_jax import guard
 from epa_jax.checkpoints import Checkpoints
 from epa_jax.coupling import sum_up
+from epa_jax.data.mixture import StepData
 from epa_jax.data.packing import real_tokens
 from epa_jax.evals.preference import evaluate
+from epa_jax.likelihood import add_streams, measure_streams
 from epa_jax.metrics import finalise
 from epa_jax.prepare import Job
 from epa_jax.progress import Progress
@@ -102,13 +104,13 @@ class Loop:
         if self.step == 0:
             self._evaluate()
         while self.step < self.job.total_steps:
-            micro_batches = next(batches)
+            data = next(batches)
             if self.step == 0:
-                self._check_start(micro_batches[0])
-            metrics = self._update(micro_batches)
+                self._check_start(data.preference[0])
+            metrics = self._update(data)
             self._report()  # the step before, so that the device need not wait for it
             self.step += 1
-            self._pending = (self.step, metrics, self._count(micro_batches))
+            self._pending = (self.step, metrics, self._count(data))
             last = self.step == self.job.total_steps
             if last or self._due(run.log.eval_every):
                 self._evaluate()
@@ -119,19 +121,27 @@ class Loop:
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _update(self, micro_batches: list[PackedBatch]) -> Metrics:
-        programs = self.job.programs
-        placed = [programs.place(batch) for batch in micro_batches]
-        total, loss_state = sum_up(
-            programs, self.job.loss, self.state, self.job.ref_params, placed
+    def _update(self, data: StepData) -> Metrics:
+        job, programs = self.job, self.job.programs
+        placed = [programs.place(batch) for batch in data.preference]
+        total, loss_state = sum_up(programs, job.loss, self.state, job.ref_params, placed)
+        total, of_streams = add_streams(
+            programs,
+            total,
+            self.state.params,
+            data.streams,
+            job.weights,
+            job.run.batch.prompts,
         )
         self.state, metrics = programs.update(self.state, total, loss_state)
-        return metrics
+        return metrics | of_streams
 
-    def _count(self, micro_batches: list[PackedBatch]) -> int:
+    def _count(self, data: StepData) -> int:
         """Tokens of a step, over all processes (which pack rows of like fill)."""
-        self.tally.cells += sum(b.tokens.size for b in micro_batches) * jax.process_count()
-        return sum(real_tokens(b) for b in micro_batches) * jax.process_count()
+        portions = data.streams.values()
+        batches = [*data.preference, *(b for portion in portions for b in portion.batches)]
+        self.tally.cells += sum(b.tokens.size for b in batches) * jax.process_count()
+        return sum(real_tokens(b) for b in batches) * jax.process_count()
 
     def _report(self) -> None:
         """Waits for the pending step, then checks, counts and writes its metrics."""
@@ -140,6 +150,7 @@ class Loop:
         step, sums, tokens = self._pending
         self._pending = None
         metrics = finalise(sums)
+        self._add_total(metrics)
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         self.tally.add(tokens, seconds)
@@ -151,6 +162,13 @@ class Loop:
         if step % self.job.run.log.every == 0 or step == self.job.total_steps:
             self.out.writers.write(step, metrics)
         self._check_finite(step, metrics)
+
+    def _add_total(self, metrics: dict[str, float]) -> None:
+        """'loss/total', where streams add to the preference loss."""
+        weights = self.job.weights
+        if weights:
+            nll = sum(weight * metrics[f'{name}/nll'] for name, weight in weights.items())
+            metrics['loss/total'] = metrics['loss'] + nll
 
     def _check_finite(self, step: int, metrics: dict[str, float]) -> None:
         limit = self.job.run.max_bad_steps
@@ -173,15 +191,15 @@ class Loop:
 
     def _evaluate(self) -> None:
         self._report()
-        if self.job.held_out is None:
+        job, programs, batches = self.job, self.job.programs, self.job.batches
+        metrics = {}
+        if batches.held_out is not None:
+            once = batches.held_out.once()
+            metrics = evaluate(programs, self.state, job.ref_params, once)
+        text = {name: data.once() for name, data in batches.held_out_streams.items()}
+        metrics |= measure_streams(programs, self.state.params, text)
+        if not metrics:
             return
-        programs = self.job.programs
-        metrics = evaluate(
-            programs,
-            self.state,
-            self.job.ref_params,
-            self.job.held_out.once(),
-        )
         self.tally.evaluations[self.step] = metrics
         self.out.writers.write(self.step, metrics)
         log.info('step %d: %s', self.step, _in_words(metrics))
@@ -195,5 +213,11 @@ class Loop:
 
 
 def _in_words(metrics: dict[str, float]) -> str:
-    shown = ('eval/loss', 'eval/rewards/accuracies', 'eval/rewards/margins')
+    shown = (
+        'eval/loss',
+        'eval/rewards/accuracies',
+        'eval/rewards/margins',
+        'eval/sft/nll',
+        'eval/pretrain/nll',
+    )
     return ', '.join(f'{name} {metrics[name]:.4f}' for name in shown if name in metrics)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from epa_jax import programs as programs_lib
 from epa_jax import sharding
+from epa_jax.batches import Batches, make_batches
 from epa_jax.cached_reference import CachedReference
 from epa_jax.config import ConfigError
 from epa_jax.data import packing
 from epa_jax.data.load import Datasets
-from epa_jax.data.negatives import NegativeRule
-from epa_jax.data.pipeline import Pipeline, Visits
 from epa_jax.data.report import data_report, render
+from epa_jax.data.streams import Stream
 from epa_jax.formats.load import load_model, load_spec
 from epa_jax.formats.tokenizer import check_vocabulary
 from epa_jax.loss_config import LossConfig
@@ -29,7 +30,7 @@ from epa_jax.models.spec import ModelSpec
 from epa_jax.optim import make_optimizer
 from epa_jax.schema import RunConfig
 from epa_jax.train_step import Objective, init_state
-from epa_jax.types import Params, TokenExample, TrainState
+from epa_jax.types import Params, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Job:
       abstract: shapes and shardings of the train state.
       params: initial parameters.
       ref_params: the reference when it runs in the step.
-      data: batches of the run.
-      held_out: batches of evaluation, or None without held-out examples.
+      batches: of training and of evaluation.
+      weights: of the likelihood of each stream, by name.
       total_steps: optimiser steps in all.
       report: see `data.report.data_report`.
     """
@@ -67,8 +68,8 @@ class Job:
     abstract: TrainState
     params: Params
     ref_params: Params | None
-    data: Pipeline
-    held_out: Pipeline | None
+    batches: Batches
+    weights: Mapping[str, float]
     total_steps: int
     report: dict[str, Any]
 
@@ -102,13 +103,19 @@ def loss_of(run: RunConfig) -> Loss:
     return loss
 
 
-def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBase) -> Job:
+def prepare(
+    run: RunConfig,
+    datasets: Datasets,
+    tokenizer: PreTrainedTokenizerBase,
+    streams: Sequence[Stream] = (),
+) -> Job:
     """Loads the model, caches the reference and builds the step's programs.
 
     Args:
       run: the configuration.
       datasets: tokenised examples.
       tokenizer: that of the model.
+      streams: text beside the preference data.
 
     Raises:
       ConfigError: keys that the model, the devices or the data contradict.
@@ -118,7 +125,7 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
         _check_ratings(datasets, loss)
     mesh = sharding.make_mesh(run.mesh)
     total_steps = steps_of(run, len(datasets.train))
-    data, held_out = _pipelines(run, datasets, mesh, total_steps)
+    batches = make_batches(run, datasets, streams, mesh, total_steps)
     spec, params = _load(run.model.path, run, mesh)
     _check_positions(spec, run)
     check_vocabulary(tokenizer, spec)
@@ -127,7 +134,9 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
             'model.param_dtype=bfloat16 loses every update below 1/256 of its parameter; '
             'float32 parameters with model.compute_dtype=bfloat16 lose none'
         )
-    report = data_report(datasets, data, total_steps, _matrix_params(spec))
+    report = data_report(
+        datasets, batches.train, total_steps, _matrix_params(spec), streams
+    )
     log.info('%s', render(report))
     objective = Objective(spec, _compute(run, mesh), loss)
     optimizer, schedule = make_optimizer(run.optim, total_steps)
@@ -138,14 +147,13 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
         ref_params = params if own else _load_reference(run, spec, mesh)
     if mode == 'cached':
         cache = CachedReference(run, objective, ref_params, mesh)
-        visits = data.visits.first(total_steps)
-        data = cache.attach(data, visits, run.reference.cache_file)
-        held_out = held_out and cache.attach(held_out, held_out.visits.everything())
+        batches = _with_reference(batches, cache, run.reference.cache_file, total_steps)
         ref_params = None
     elif mode == 'in_step' and ref_params is params:
         ref_params = jax.tree.map(jnp.copy, params)  # the policy's buffers are donated
     abstract = programs_lib.abstract_state(params, optimizer, mesh, loss.nothing_carried())
-    example = packing.empty(data.layout.rows, data.layout, with_reference=mode == 'cached')
+    layout = batches.train.preference.layout
+    example = packing.empty(layout.rows, layout, with_reference=mode == 'cached')
     programs = programs_lib.build(
         objective, optimizer, abstract, example, mesh, in_step_reference=mode == 'in_step'
     )
@@ -161,11 +169,22 @@ def prepare(run: RunConfig, datasets: Datasets, tokenizer: PreTrainedTokenizerBa
         abstract=abstract,
         params=params,
         ref_params=ref_params,
-        data=data,
-        held_out=held_out,
+        batches=batches,
+        weights={stream.name: stream.weight for stream in streams},
         total_steps=total_steps,
         report=report,
     )
+
+
+def _with_reference(
+    batches: Batches, cache: CachedReference, cache_file: str, total_steps: int
+) -> Batches:
+    """The batches with reference log-probs of all that the run will visit."""
+    data, held_out = batches.train.preference, batches.held_out
+    data = cache.attach(data, data.visits.first(total_steps), cache_file)
+    held_out = held_out and cache.attach(held_out, held_out.visits.everything())
+    train = dataclasses.replace(batches.train, preference=data)
+    return dataclasses.replace(batches, train=train, held_out=held_out)
 
 
 def steps_of(run: RunConfig, examples: int) -> int:
@@ -181,55 +200,6 @@ def steps_of(run: RunConfig, examples: int) -> int:
             f'batch.prompts={run.batch.prompts}; lower it or raise epochs'
         )
     return steps
-
-
-def _pipelines(
-    run: RunConfig, datasets: Datasets, mesh: Mesh, total_steps: int
-) -> tuple[Pipeline, Pipeline | None]:
-    """Batches of training and of evaluation, in rows of one shape."""
-    cfg = run.data
-    rule = NegativeRule(run.seed, cfg.n_strong, cfg.n_weak, cfg.weak_source)
-    unknown = packing.Layout(1, 1, 1, rule.responses)
-
-    def pipeline(examples: list[TokenExample], shuffle: bool) -> Pipeline:
-        visits = Visits(
-            size=len(examples),
-            prompts=run.batch.prompts,
-            seed=run.seed,
-            shuffle=shuffle,
-            resample=shuffle and cfg.resample_negatives,
-        )
-        return Pipeline(examples, rule, visits, unknown)
-
-    data = pipeline(datasets.train, cfg.shuffle)
-    sizes = [data.group(v).num_tokens for v in data.visits.first(total_steps)]
-    held_out = pipeline(datasets.held_out, False) if datasets.held_out else None
-    if held_out:
-        sizes += [held_out.group(v).num_tokens for v in held_out.visits.everything()]
-    layout = _layout(run, sizes, rule.responses, mesh)
-    rows = _own_rows(layout)
-    return (
-        dataclasses.replace(data, layout=layout, row_slice=rows),
-        held_out and dataclasses.replace(held_out, layout=layout, row_slice=rows),
-    )
-
-
-def _layout(run: RunConfig, sizes: list[int], responses: int, mesh: Mesh) -> packing.Layout:
-    ways = sharding.batch_devices(mesh)
-    rows = run.batch.rows or ways
-    if rows % ways:
-        raise ConfigError(
-            f'batch.rows={rows}: expected a multiple of mesh.data * mesh.fsdp = {ways}'
-        )
-    row_length = run.batch.row_length or packing.automatic_row_length(max(sizes))
-    groups = min(run.batch.prompts, row_length // min(sizes))
-    return packing.Layout(rows, row_length, max(groups, 1), responses)
-
-
-def _own_rows(layout: packing.Layout) -> slice:
-    """Rows of a micro-batch that this process makes."""
-    share = layout.rows // jax.process_count()
-    return slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
 
 def _matrix_params(spec: ModelSpec) -> int:

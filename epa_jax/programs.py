@@ -13,7 +13,14 @@ from jax.sharding import Mesh
 
 from epa_jax import sharding, train_step
 from epa_jax.train_step import Accumulator, Coupled, Metrics, Objective
-from epa_jax.types import PackedBatch, Params, ResponseTable, TrainState
+from epa_jax.types import (
+    Array,
+    PackedBatch,
+    Params,
+    ResponseTable,
+    TrainState,
+    WeightedSum,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,8 @@ class Programs:
       accumulate: (total, params, ref_params, batch) -> total; the old total is donated.
       couple: (whole table, loss_state) -> Coupled, on every process.
       pull: (total, params, ref_params, batch, coupled) -> total; likewise donated.
+      imitate: (total, params, batch, scale) -> (total, nll); likewise donated.
+      nll: (params, batch) -> WeightedSum.
       update: (state, total, loss_state) -> (state, metrics); the old state is donated.
       measure: (table, loss_state) -> metrics.
       table: (params, ref_params, batch) -> ResponseTable, whole on every process.
@@ -36,6 +45,10 @@ class Programs:
     accumulate: Callable[[Accumulator, Params, Params | None, PackedBatch], Accumulator]
     couple: Callable[[ResponseTable, Any], Coupled]
     pull: Callable[[Accumulator, Params, Params | None, PackedBatch, Coupled], Accumulator]
+    imitate: Callable[
+        [Accumulator, Params, PackedBatch, float], tuple[Accumulator, WeightedSum]
+    ]
+    nll: Callable[[Params, PackedBatch], WeightedSum]
     update: Callable[[TrainState, Accumulator, Any], tuple[TrainState, Metrics]]
     measure: Callable[[ResponseTable, Any], Metrics]
     table: Callable[[Params, Params | None, PackedBatch], ResponseTable]
@@ -136,6 +149,16 @@ def build(
         traces['pull'] += 1
         return train_step.add(total, objective.pull(params, batch, coupled, ref_params))
 
+    def imitate(
+        total: Accumulator, params: Params, batch: PackedBatch, scale: Array
+    ) -> tuple[Accumulator, WeightedSum]:
+        traces['imitate'] += 1
+        return objective.imitate(total, params, batch, scale)
+
+    def nll(params: Params, batch: PackedBatch) -> WeightedSum:
+        traces['nll'] += 1
+        return objective.nll(params, batch)
+
     def update(
         state: TrainState, total: Accumulator, loss_state: Any
     ) -> tuple[TrainState, Metrics]:
@@ -157,6 +180,8 @@ def build(
         accumulate=jax.jit(accumulate, out_shardings=total, donate_argnums=0),
         couple=jax.jit(couple, out_shardings=everywhere),
         pull=jax.jit(pull, out_shardings=total, donate_argnums=0),
+        imitate=jax.jit(imitate, out_shardings=(total, everywhere), donate_argnums=0),
+        nll=jax.jit(nll, out_shardings=everywhere),
         update=jax.jit(
             update, out_shardings=(shardings(state), everywhere), donate_argnums=0
         ),

@@ -58,6 +58,52 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """Responses whose likelihood is raised beside the preference loss (MPO's D_sft).
+
+    Chat template, limits and bad lines follow `data`.
+
+    Attributes:
+      train: as `data.train`; of several responses the chosen one counts. '' has none.
+      eval: held-out examples; '' takes `eval_examples` out of `train`.
+      eval_examples: as `data.eval_examples`.
+      layout: as `data.layout`.
+      weight: of the mean negative log-likelihood per response token, nats.
+      sequences: examples per optimiser step, over all devices.
+    """
+
+    train: str = ''
+    eval: str = ''
+    eval_examples: int = 0
+    layout: str = 'auto'
+    weight: float = 0.1
+    sequences: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Text whose likelihood is raised beside the preference loss (MPO's D_pretrain).
+
+    Attributes:
+      train: as `data.train`; records hold a text each. '' has none.
+      eval: held-out texts; '' takes `eval_examples` out of `train`.
+      eval_examples: held-out texts taken from `train`, or at most this many of `eval`.
+      text_key: key of a record's text.
+      weight: of the mean negative log-likelihood per token, nats.
+      sequences: sequences per optimiser step, over all devices.
+      max_tokens: longer texts go on in further sequences.
+    """
+
+    train: str = ''
+    eval: str = ''
+    eval_examples: int = 0
+    text_key: str = 'text'
+    weight: float = 0.1
+    sequences: int = 16
+    max_tokens: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The policy's initial weights and how it computes.
 
@@ -224,6 +270,8 @@ class RunConfig:
     step0_guard: bool = True
     export: bool = True
     data: DataConfig = DataConfig()
+    sft: SftConfig = SftConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     model: ModelConfig = ModelConfig()
     batch: BatchConfig = BatchConfig()
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -262,6 +310,13 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     'data.max_response_tokens': (1, None),
     'data.n_strong': (0, None),
     'data.n_weak': (0, None),
+    'sft.eval_examples': (0, None),
+    'sft.weight': (0, None),
+    'sft.sequences': (1, None),
+    'pretrain.eval_examples': (0, None),
+    'pretrain.weight': (0, None),
+    'pretrain.sequences': (1, None),
+    'pretrain.max_tokens': (2, None),
     'model.logprob_chunk': (1, None),
     'batch.prompts': (1, None),
     'batch.row_length': (0, None),

@@ -17,6 +17,7 @@ from epa_jax.config import ConfigError, check_flags, resolve
 from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError
 from epa_jax.data.sources import DataError
+from epa_jax.data.streams import load_streams
 from epa_jax.formats.export import export_model
 from epa_jax.formats.names import FormatError
 from epa_jax.formats.tokenizer import load_tokenizer
@@ -83,7 +84,8 @@ def train(run: RunConfig) -> TrainResult:
     folder = open_run_folder(run)
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
     datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
-    job = prepare(run, datasets, tokenizer)
+    streams = load_streams(run, tokenizer, {e.prompt_key for e in datasets.held_out})
+    job = prepare(run, datasets, tokenizer, streams)
     folder.start()
     if jax.process_index() == 0:
         folder.write_data_report(job.report)
@@ -110,7 +112,7 @@ def train(run: RunConfig) -> TrainResult:
 
 def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
     """Starts from the newest checkpoint, or from the beginning, and runs to the end."""
-    batches = job.data.steps()
+    batches = job.batches.train.steps()
     step = checkpoints.latest_step() if job.run.checkpoint.resume else None
     if step is None:
         state = job.initial_state()

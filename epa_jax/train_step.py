@@ -163,6 +163,25 @@ class Objective:
         grads, table = jax.grad(total, has_aux=True)(params)
         return self._accumulator(grads, table, coupled.losses)
 
+    def nll(self, params: Params, batch: PackedBatch) -> WeightedSum:
+        """Negative log-likelihood of the responses, nats, and how many tokens they have."""
+        table = response_table(params, batch, spec=self.spec, compute=self.compute)
+        tokens = jnp.sum(table.lengths, dtype=jnp.float32)
+        return WeightedSum(-jnp.sum(table.logps), tokens)
+
+    def imitate(
+        self, total: Accumulator, params: Params, batch: PackedBatch, scale: Array
+    ) -> tuple[Accumulator, WeightedSum]:
+        """Adds `scale` times the gradient of `nll`; the prompts of the sums stay."""
+
+        def value(params: Params) -> tuple[jax.Array, WeightedSum]:
+            nll = self.nll(params, batch)
+            return scale * nll.total, nll
+
+        grads, nll = jax.grad(value, has_aux=True)(params)
+        grads = jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total.grads, grads)
+        return dataclasses.replace(total, grads=grads), nll
+
     def _accumulator(
         self, grads: Params, table: ResponseTable, loss_N: jax.Array
     ) -> Accumulator:

@@ -35,8 +35,8 @@ def job(folder):
 
 def test_every_visit_has_the_log_probs_of_the_start(folder, job):
     spec, params = load_model(folder / 'model')
-    batch = next(iter(job.data.steps()))[0]
-    group = job.data.group((0, int(batch.keys[0, 0])))
+    batch = next(job.batches.train.steps()).preference[0]
+    group = job.batches.train.preference.group((0, int(batch.keys[0, 0])))
     sums = [
         float(np.sum(tiny.sequence_logps(params, spec, group.prompt_ids, ids)))
         for ids in group.response_ids
@@ -51,7 +51,9 @@ def test_the_second_run_reuses_the_files(folder, job, caplog, monkeypatch):
     with caplog.at_level(logging.INFO, logger='epa_jax'):
         again = job_of(small_run.config(folder, 'other', steps=3, loss__beta=0.5))
     assert 'reused' in caplog.text
-    np.testing.assert_array_equal(again.data.ref_logps, job.data.ref_logps)
+    np.testing.assert_array_equal(
+        again.batches.train.preference.ref_logps, job.batches.train.preference.ref_logps
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_other_tokens_negatives_or_arithmetic_are_computed_anew(folder, job, cha
 def test_a_cache_file_of_other_weights_is_refused(folder, job, tmp_path):
     small_run.write(tmp_path, seed=1)
     (tmp_path / 'pairs.jsonl').write_text((folder / 'pairs.jsonl').read_text())
-    shape = job.data.ref_logps.shape
+    shape = job.batches.train.preference.ref_logps.shape
     file = next(
         path for path in (folder / 'cache').iterdir() if path.stat().st_size > shape[0]
     )

@@ -36,10 +36,10 @@ def test_steps_follow_epochs_unless_given(folder, steps, epochs, expected):
 def test_rows_are_shared_by_training_and_evaluation_and_hold_the_longest(folder):
     run = small_run.config(folder, reference__mode='in_step', batch__rows=16)
     job = job_of(run)
-    assert job.data.layout == job.held_out.layout
-    assert job.data.layout.rows == 16
-    assert job.data.layout.row_length == 128
-    assert job.data.layout.responses == 4
+    assert job.batches.train.preference.layout == job.batches.held_out.layout
+    assert job.batches.train.preference.layout.rows == 16
+    assert job.batches.train.preference.layout.row_length == 128
+    assert job.batches.train.preference.layout.responses == 4
 
 
 def test_a_reference_in_the_step_survives_donation_of_the_policy(folder):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -52,38 +53,84 @@ def load_datasets(
       sources.DataError: data that cannot be read.
       ConfigError: nothing remains to train on.
     """
-    examples, read = read_examples(cfg.train, layout=cfg.layout, bad_lines=cfg.bad_lines)
-    reads = [read]
-    held_out: list[Example] = []
-    shared: list[Example] = []
-    if cfg.eval:
-        held_out, read = read_examples(
-            cfg.eval, layout=cfg.layout, bad_lines=cfg.bad_lines, limit=cfg.eval_examples
-        )
-        reads.append(read)
-        examples, shared = _without_prompts_of(examples, held_out)
-    elif cfg.eval_examples:
-        examples, held_out = split_examples(examples, cfg.eval_examples, cfg.split_seed)
+    split = read_split(cfg, cfg.bad_lines, cfg.split_seed)
+    examples = split.train
     limit = cfg.max_examples or len(examples)
     unusable = functools.partial(_lacks_negatives, min_strong)
     train, report = tokenise(examples[:limit], tokenizer, cfg, unusable=unusable)
-    report.drop(HELD_OUT, [example.origin for example in shared])
+    report.drop(HELD_OUT, [example.origin for example in split.shared])
     report.drop(BEYOND_LIMIT, [example.origin for example in examples[limit:]])
-    kept, held_out_report = tokenise(held_out, tokenizer, cfg, unusable=unusable)
+    kept, held_out_report = tokenise(split.held_out, tokenizer, cfg, unusable=unusable)
     if not train:
         raise ConfigError(
             f'data.train={cfg.train!r}: no example remains to train on; dropped: '
             f'{dict(report.dropped)}'
         )
-    if held_out and not kept:
+    if split.held_out and not kept:
         raise ConfigError(
             f'no held-out example remains; dropped: {dict(held_out_report.dropped)}'
         )
-    return Datasets(train, kept, reads, report, held_out_report)
+    return Datasets(train, kept, split.reads, report, held_out_report)
+
+
+class Source(Protocol):
+    """The keys that name training and held-out examples; see `schema.DataConfig`."""
+
+    @property
+    def train(self) -> str: ...
+    @property
+    def eval(self) -> str: ...
+    @property
+    def eval_examples(self) -> int: ...
+    @property
+    def layout(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples as text.
+
+    Attributes:
+      train: to train on.
+      held_out: to evaluate on.
+      shared: left out of `train`, for their prompts are held out.
+      reads: what the sources held.
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    shared: list[Example]
+    reads: list[ReadReport]
+
+
+def read_split(cfg: Source, bad_lines: str, seed: int, group: str = 'data') -> Split:
+    """Reads a source, and holds examples out of it or reads those of another.
+
+    Args:
+      cfg: which sources.
+      bad_lines: as in `schema.DataConfig`.
+      seed: of the split.
+      group: the configuration's group of these keys, for messages.
+
+    Raises:
+      sources.DataError: data that cannot be read.
+      ConfigError: see `split_examples`.
+    """
+    examples, read = read_examples(cfg.train, layout=cfg.layout, bad_lines=bad_lines)
+    if cfg.eval:
+        held_out, read_too = read_examples(
+            cfg.eval, layout=cfg.layout, bad_lines=bad_lines, limit=cfg.eval_examples
+        )
+        kept, shared = _without_prompts_of(examples, held_out)
+        return Split(kept, held_out, shared, [read, read_too])
+    if cfg.eval_examples:
+        kept, held_out = split_examples(examples, cfg.eval_examples, seed, group)
+        return Split(kept, held_out, [], [read])
+    return Split(examples, [], [], [read])
 
 
 def split_examples(
-    examples: Sequence[Example], count: int, seed: int
+    examples: Sequence[Example], count: int, seed: int, group: str = 'data'
 ) -> tuple[list[Example], list[Example]]:
     """Takes at least `count` examples out at random, whole prompts at a time.
 
@@ -93,6 +140,7 @@ def split_examples(
       examples: all examples.
       count: how many to hold out.
       seed: fixes the choice, which does not depend on the order of the examples.
+      group: the configuration's group of keys, for messages.
 
     Returns:
       The remaining and the held-out examples, each in their order.
@@ -115,8 +163,8 @@ def split_examples(
         total += sizes[key]
     if total == len(examples):
         raise ConfigError(
-            f'data.eval_examples={count}: only {len(examples)} examples in all, none would '
-            'remain to train on'
+            f'{group}.eval_examples={count}: only {len(examples)} examples in all, none '
+            'would remain to train on'
         )
     held_out = [e for e, key in zip(examples, keys, strict=True) if key in chosen]
     return [e for e, k in zip(examples, keys, strict=True) if k not in chosen], held_out

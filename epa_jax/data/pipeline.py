@@ -81,16 +81,10 @@ class Pipeline:
         """Micro-batches of these groups."""
         return pack(groups, self.layout, ref_logps=self.ref_logps, row_slice=self.row_slice)
 
-    def steps(self) -> grain.DatasetIterator:
-        """Endless iterator over the micro-batches of each step.
-
-        It is `next`, `get_state()` and `set_state()`; the state is JSON and counts the
-        steps handed out, whatever has been prepared ahead.
-        """
+    def groups(self) -> grain.MapDataset:
+        """The groups of each step, by its number, without end."""
         dataset = self.visits.dataset().map(self.group)
-        dataset = dataset.batch(self.visits.prompts, batch_fn=list).map(self.pack)
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        return iter(dataset.to_iter_dataset(ahead))
+        return dataset.batch(self.visits.prompts, batch_fn=list)
 
     def once(self) -> Iterator[PackedBatch]:
         """One pass over all examples in their order, with the first draw of negatives."""

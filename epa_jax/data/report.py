@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from epa_jax.data.load import Datasets
+from epa_jax.data.mixture import Mixture
 from epa_jax.data.packing import plan
 from epa_jax.data.pipeline import Pipeline
+from epa_jax.data.streams import Stream
 from epa_jax.data.tokenise import TokeniseReport
 from epa_jax.types import Role, TokenExample, TokenGroup
 
@@ -16,30 +18,38 @@ SAMPLE = 50  # steps whose packing is tried out
 
 
 def data_report(
-    datasets: Datasets, data: Pipeline, total_steps: int, matrix_params: int
+    datasets: Datasets,
+    mixture: Mixture,
+    total_steps: int,
+    matrix_params: int,
+    streams: Sequence[Stream] = (),
 ) -> dict[str, Any]:
     """Counts of examples, tokens, padding and compute.
 
     Args:
       datasets: what was read and kept.
-      data: the run's batches.
+      mixture: the run's batches.
       total_steps: optimiser steps.
       matrix_params: parameters that each token is multiplied with; a training step needs
         about 6 floating-point operations for each of them and token.
+      streams: text beside the preference data.
 
     Returns:
       JSON values, for the run folder and `render`.
     """
+    data = mixture.preference
     groups = _visited(data, total_steps)
     lengths = [group.num_tokens for group in groups]
     step_tokens = float(np.mean(lengths)) * data.visits.prompts
+    texts = {stream.name: _stream(stream, total_steps) for stream in streams}
+    all_tokens = step_tokens + sum(text['tokens_per_step'] for text in texts.values())
+    reads = [*datasets.read, *(read for stream in streams for read in stream.read)]
     return {
-        'read': {r.source: r.read for r in datasets.read},
-        'skipped_lines': {
-            r.source: _reasons(r.skipped, r.first_skipped) for r in datasets.read
-        },
+        'read': {r.source: r.read for r in reads},
+        'skipped_lines': {r.source: _reasons(r.skipped, r.first_skipped) for r in reads},
         'train': _examples(datasets.train) | _fate(datasets.tokenised),
         'held_out': _examples(datasets.held_out) | _fate(datasets.held_out_tokenised),
+        'streams': texts,
         'visits': {
             'steps': total_steps,
             'prompts_per_step': data.visits.prompts,
@@ -49,10 +59,24 @@ def data_report(
         },
         'rows': _rows(data, lengths[: SAMPLE * data.visits.prompts]),
         'compute': {
-            'tokens_per_step': step_tokens,
-            'flops_per_step': 6.0 * matrix_params * step_tokens,
+            'tokens_per_step': all_tokens,
+            'flops_per_step': 6.0 * matrix_params * all_tokens,
         },
     }
+
+
+def _stream(stream: Stream, total_steps: int) -> dict[str, Any]:
+    """Counts of a stream's sequences and tokens."""
+    lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in stream.train]
+    return {
+        'sequences': len(stream.train),
+        'held_out': len(stream.held_out),
+        'tokens': _spread(lengths),
+        'weight': stream.weight,
+        'sequences_per_step': stream.sequences,
+        'tokens_per_step': float(np.mean(lengths)) * stream.sequences,
+        'epochs': total_steps * stream.sequences / len(stream.train),
+    } | _fate(stream.tokenised)
 
 
 def _visited(data: Pipeline, total_steps: int) -> list[TokenGroup]:
@@ -143,6 +167,8 @@ def render(report: Mapping[str, Any]) -> str:
         ]
     for part in ('train', 'held_out'):
         lines += _render_part(part, report[part])
+    for name, text in report['streams'].items():
+        lines += _render_stream(name, text)
     visits, rows, compute = report['visits'], report['rows'], report['compute']
     per_prompt = visits['tokens_per_prompt']
     lines += [
@@ -157,6 +183,20 @@ def render(report: Mapping[str, Any]) -> str:
         f'{compute["flops_per_step"] / 1e12:.3g} TFLOP a step',
     ]
     return '\n'.join(lines)
+
+
+def _render_stream(name: str, text: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f'  {name:10} {text["sequences"]} sequences, median {text["tokens"]["median"]:.0f} '
+        f'tokens, {text["sequences_per_step"]} a step ({text["epochs"]:.2f} epochs), '
+        f'weight {text["weight"]:g}; {text["held_out"]} held out'
+    ]
+    lines += [
+        f'{"":13}{drop["count"]} examples dropped: {why} (first {drop["first"]})'
+        for why, drop in text['dropped'].items()
+    ]
+    cut = text['truncated_responses_without_eos']
+    return [*lines, *([f'{"":13}{cut} responses truncated, EOS lost'] if cut else [])]
 
 
 def _render_part(name: str, part: Mapping[str, Any]) -> list[str]:

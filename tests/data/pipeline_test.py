@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from epa_jax.data.mixture import Mixture
 from epa_jax.data.negatives import NegativeRule
 from epa_jax.data.packing import Layout
 from epa_jax.data.pipeline import CHUNK, Pipeline, Visits
@@ -25,7 +26,8 @@ PIPELINE = Pipeline(EXAMPLES, NegativeRule(5, 2, 3, 'any'), VISITS, Layout(2, 12
 
 
 def take(pipeline, count):
-    return list(itertools.islice(pipeline.steps(), count))
+    steps = Mixture(pipeline).steps()
+    return [data.preference for data in itertools.islice(steps, count)]
 
 
 def keys(step):
@@ -96,17 +98,18 @@ def test_prompts_of_a_step_may_exceed_the_examples():
 @pytest.mark.parametrize('position', [0, 1, 3, 7])
 def test_resume_equals_an_uninterrupted_run(position):
     whole = take(PIPELINE, 10)
-    stopped = PIPELINE.steps()
+    stopped = Mixture(PIPELINE).steps()
     for _ in range(position):
         next(stopped)
     state = json.loads(json.dumps(stopped.get_state()))
-    resumed = PIPELINE.steps()
+    resumed = Mixture(PIPELINE).steps()
     resumed.set_state(state)
-    assert_same(list(itertools.islice(resumed, 10 - position)), whole[position:])
+    rest = [data.preference for data in itertools.islice(resumed, 10 - position)]
+    assert_same(rest, whole[position:])
 
 
 def test_a_state_of_the_past_rewinds():
-    steps = PIPELINE.steps()
+    steps = Mixture(PIPELINE).steps()
     next(steps)
     state = steps.get_state()
     expected = [next(steps) for _ in range(3)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from epa_jax.data.load import Datasets
+from epa_jax.data.mixture import Mixture
 from epa_jax.data.negatives import NegativeRule
 from epa_jax.data.packing import Layout, real_tokens
 from epa_jax.data.pipeline import Pipeline, Visits
@@ -60,7 +61,9 @@ def reported():
     fate.drop('the prompt is too long', ['train.jsonl:7', 'train.jsonl:8', 'train.jsonl:9'])
     fate.dropped_responses['too long'] = 14
     datasets = datasets_of(TRAIN, HELD_OUT, read=read, tokenised=fate)
-    return data_report(datasets, pipeline(TRAIN), total_steps=2, matrix_params=10**9)
+    return data_report(
+        datasets, Mixture(pipeline(TRAIN)), total_steps=2, matrix_params=10**9
+    )
 
 
 def test_counts_by_hand():
@@ -151,7 +154,9 @@ def test_the_report_is_json_and_is_rendered_alike_when_read_back():
 def test_nothing_held_out_and_nothing_amiss_takes_few_lines():
     fine = random_examples(4)
     layout = Layout(1, 64, 4, 2)
-    text = render(data_report(datasets_of(fine), pipeline(fine, layout=layout), 2, 1))
+    text = render(
+        data_report(datasets_of(fine), Mixture(pipeline(fine, layout=layout)), 2, 1)
+    )
     assert '  held_out   0 examples\n' in text
     assert not any(word in text for word in ('dropped', 'truncated', 'skipped', 'None'))
 
@@ -170,8 +175,8 @@ def test_numbers_are_those_of_the_batches(shuffle, resample, prompts, steps):
         shuffle=shuffle,
         resample=resample,
     )
-    report = data_report(datasets_of(examples), data, steps, matrix_params=1000)
-    batches = [list(step) for step in itertools.islice(data.steps(), steps)]
+    report = data_report(datasets_of(examples), Mixture(data), steps, matrix_params=1000)
+    batches = [step.preference for step in itertools.islice(Mixture(data).steps(), steps)]
     flat = list(itertools.chain(*batches))
     tokens = sum(real_tokens(batch) for batch in flat)
     cells = sum(batch.tokens.size for batch in flat)
@@ -192,7 +197,7 @@ def test_padding_is_that_of_the_first_steps_of_a_long_run():
     examples = random_examples(5)
     data = pipeline(examples, layout=Layout(2, 32, 2, 2))
     rows = [
-        data_report(datasets_of(examples), data, steps, 1)['rows']
+        data_report(datasets_of(examples), Mixture(data), steps, 1)['rows']
         for steps in (SAMPLE, SAMPLE + 9)
     ]
     assert rows[0] == rows[1]

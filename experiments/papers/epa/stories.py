@@ -28,6 +28,7 @@ import numpy as np
 import optax
 
 from epa_jax.data import packing
+from epa_jax.data.mixture import Mixture
 from epa_jax.data.negatives import NegativeRule
 from epa_jax.data.pipeline import Pipeline, Visits
 from epa_jax.evals.linearity import linearity
@@ -133,7 +134,7 @@ def train(
     longest = 1 + OPENING + rule.responses * LENGTH
     layout = packing.Layout(sizes.batch, longest, 4, rule.responses)  # one row a prompt
     visits = Visits(len(examples), sizes.batch, seed, shuffle=True, resample=True)
-    batches = Pipeline(examples, rule, visits, layout).steps()
+    batches = Mixture(Pipeline(examples, rule, visits, layout)).steps()
 
     gradients = jax.jit(objective.gradients)
 
@@ -145,7 +146,7 @@ def train(
 
     params, state, tokens, seconds = teller.params, optimizer.init(teller.params), 0, 0.0
     for step in range(1, sizes.marks[-1] + 1):
-        micro_batches = next(batches)
+        micro_batches = next(batches).preference
         began = time.perf_counter()
         parts = [gradients(params, batch, teller.params) for batch in micro_batches]
         total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)

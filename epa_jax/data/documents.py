@@ -1,0 +1,140 @@
+"""Plain text as sequences of which every token is predicted once."""
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from epa_jax.config import ConfigError
+from epa_jax.data.sources import DataError, ReadReport, records
+from epa_jax.types import Role, TokenExample
+
+CHUNK = 256  # documents tokenised at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text and where it was read."""
+
+    text: str
+    origin: str
+
+
+def read_documents(
+    source: str, key: str, *, bad_lines: str = 'error', limit: int = 0
+) -> tuple[list[Document], ReadReport]:
+    """Reads the texts of a source.
+
+    Args:
+      source: as for `sources.read_examples`; records hold a text each.
+      key: under which key.
+      bad_lines: 'error', or 'skip' to skip and count.
+      limit: read at most this many; 0 reads all.
+
+    Raises:
+      DataError: a source that cannot be opened, a bad record, or no text at all.
+    """
+    report = ReadReport(source)
+    documents: list[Document] = []
+    for origin, record in records(source):
+        if limit and len(documents) == limit:
+            break
+        reason = _fault(record, key)
+        if reason is None:
+            documents.append(Document(record[key], origin))
+        elif bad_lines == 'error':
+            raise DataError(
+                f'{origin}: {reason}. Mend the line, name the key of the text with '
+                "pretrain.text_key, or skip and count such lines with data.bad_lines='skip'"
+            )
+        else:
+            report.skipped[reason] += 1
+            report.first_skipped.setdefault(reason, origin)
+    if not documents:
+        raise DataError(f'{source}: no texts; {sum(report.skipped.values())} bad lines')
+    report.read = len(documents)
+    return documents, report
+
+
+def _fault(record: object, key: str) -> str | None:
+    """Why a record is no document, or None."""
+    if isinstance(record, json.JSONDecodeError):
+        return f'not JSON: {record.msg} (column {record.colno})'
+    if not isinstance(record, dict):
+        return f'expected an object, found {type(record).__name__}'
+    if key not in record:
+        return f'{key} is missing; keys are {sorted(record)}'
+    if not isinstance(record[key], str):
+        return f'{key}: expected text, found {type(record[key]).__name__}'
+    return None if record[key].strip() else f'{key} is empty'
+
+
+def split_documents(
+    documents: Sequence[Document], count: int, seed: int, key: str
+) -> tuple[list[Document], list[Document]]:
+    """Takes `count` documents out at random: the others, and those.
+
+    Raises:
+      ConfigError: nothing would remain; the message names the configuration's `key`.
+    """
+    if count >= len(documents):
+        raise ConfigError(
+            f'{key}={count}: only {len(documents)} documents in all, none would remain'
+        )
+    out = set(random.Random(seed).sample(range(len(documents)), count))
+    kept = [d for i, d in enumerate(documents) if i not in out]
+    return kept, [documents[i] for i in sorted(out)]
+
+
+def sequences(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> list[TokenExample]:
+    """Token sequences of at most `max_tokens`; each token of a text is predicted once.
+
+    A document starts with the beginning-of-sequence token (end-of-sequence where the
+    tokenizer has none) and ends with end-of-sequence. What does not fit goes on in
+    another sequence, which starts with the last token of the one before.
+
+    Args:
+      documents: the texts.
+      tokenizer: of the model; it has an end-of-sequence token.
+      max_tokens: 2 or more.
+    """
+    eos = int(tokenizer.eos_token_id)
+    lead = eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+    out = []
+    for document, ids in _encoded(documents, tokenizer):
+        whole = np.array([lead, *ids, eos], np.int32)
+        for start in range(0, len(whole) - 1, max_tokens - 1):
+            out.append(_sequence(whole[start : start + max_tokens], document.origin))
+    return out
+
+
+def _encoded(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Document, list[int]]]:
+    for start in range(0, len(documents), CHUNK):
+        part = documents[start : start + CHUNK]
+        found = tokenizer(
+            [document.text for document in part],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        yield from zip(part, found['input_ids'], strict=True)
+
+
+def _sequence(ids: np.ndarray, origin: str) -> TokenExample:
+    """All but the first token are to be predicted."""
+    return TokenExample(
+        prompt_ids=ids[:1],
+        response_ids=(ids[1:],),
+        roles=np.array([Role.CHOSEN], np.int8),
+        ratings=np.array([np.nan], np.float32),
+        prompt_key=hashlib.sha256(ids.tobytes()).digest()[:16],
+        origin=origin,
+    )

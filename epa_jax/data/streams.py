@@ -1,0 +1,114 @@
+"""Text whose likelihood is raised beside the preference loss."""
+
+import dataclasses
+from collections.abc import Collection
+
+from transformers import PreTrainedTokenizerBase
+
+from epa_jax.config import ConfigError
+from epa_jax.data.documents import read_documents, sequences, split_documents
+from epa_jax.data.load import HELD_OUT, read_split
+from epa_jax.data.sources import ReadReport
+from epa_jax.data.tokenise import TokeniseReport, prompt_key, tokenise
+from epa_jax.schema import PretrainConfig, RunConfig, SftConfig
+from epa_jax.types import Example, Role, TokenExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A source of text to be made likelier.
+
+    Attributes:
+      name: 'sft' or 'pretrain', the group of its keys and metrics.
+      weight: of its mean negative log-likelihood per token, in nats.
+      sequences: sequences of a step.
+      train: token examples of one response; its tokens are those to predict.
+      held_out: likewise, to measure; may be empty.
+      read: what the sources held.
+      tokenised: what became of the examples of `train`.
+    """
+
+    name: str
+    weight: float
+    sequences: int
+    train: list[TokenExample]
+    held_out: list[TokenExample]
+    read: list[ReadReport]
+    tokenised: TokeniseReport
+
+
+def load_streams(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, held_out: Collection[bytes] = ()
+) -> list[Stream]:
+    """Reads and tokenises the streams that the configuration names.
+
+    Args:
+      run: the configuration.
+      tokenizer: of the model.
+      held_out: keys of prompts that must not be trained on.
+
+    Raises:
+      sources.DataError: data that cannot be read.
+      ConfigError: nothing remains to train on.
+    """
+    streams = []
+    if run.sft.train:
+        streams.append(_sft(run.sft, run, tokenizer, held_out))
+    if run.pretrain.train:
+        streams.append(_pretrain(run.pretrain, run, tokenizer))
+    return streams
+
+
+def _sft(
+    cfg: SftConfig,
+    run: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Collection[bytes],
+) -> Stream:
+    """Responses to prompts; of several responses the chosen one."""
+    split = read_split(cfg, run.data.bad_lines, run.data.split_seed, 'sft')
+    known = [e for e in split.train if prompt_key(e.prompt) in held_out]
+    wanted = [e for e in split.train if prompt_key(e.prompt) not in held_out]
+    train, report = tokenise([_chosen(e) for e in wanted], tokenizer, run.data)
+    report.drop(HELD_OUT, [e.origin for e in [*known, *split.shared]])
+    kept, _ = tokenise([_chosen(e) for e in split.held_out], tokenizer, run.data)
+    if not train:
+        raise ConfigError(
+            f'sft.train={cfg.train!r}: no example remains to train on; dropped: '
+            f'{dict(report.dropped)}'
+        )
+    return Stream('sft', cfg.weight, cfg.sequences, train, kept, split.reads, report)
+
+
+def _chosen(example: Example) -> Example:
+    """The example with its chosen response alone."""
+    text = example.responses[example.roles.index(Role.CHOSEN)]
+    return dataclasses.replace(
+        example, responses=(text,), roles=(Role.CHOSEN,), ratings=None
+    )
+
+
+def _pretrain(
+    cfg: PretrainConfig, run: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> Stream:
+    """Documents, in sequences of limited length."""
+
+    def read(source: str, limit: int = 0) -> tuple:
+        return read_documents(
+            source, cfg.text_key, bad_lines=run.data.bad_lines, limit=limit
+        )
+
+    documents, report = read(cfg.train)
+    reads = [report]
+    held_out = []
+    if cfg.eval:
+        held_out, report = read(cfg.eval, cfg.eval_examples)
+        reads.append(report)
+    elif cfg.eval_examples:
+        documents, held_out = split_documents(
+            documents, cfg.eval_examples, run.data.split_seed, 'pretrain.eval_examples'
+        )
+    train = sequences(documents, tokenizer, cfg.max_tokens)
+    kept = sequences(held_out, tokenizer, cfg.max_tokens)
+    fate = TokeniseReport(kept=len(train))
+    return Stream('pretrain', cfg.weight, cfg.sequences, train, kept, reads, fate)
