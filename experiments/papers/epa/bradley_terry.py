@@ -25,7 +25,7 @@ from epa_jax.theory.population import (
     with_weak,
 )
 from epa_jax.theory.worlds import World, kl, random_world, slope_and_pearson
-from experiments.papers.epa.common import COLOURS, arguments, panels, save, write_csv
+from experiments.papers.common import COLOURS, arguments, panels, save, write_csv
 
 BETA, SEED = 0.5, 0
 HALF = 4
@@ -132,7 +132,7 @@ def draw(path: list[dict[str, Any]], ends: list[dict[str, Any]], file: Path) -> 
 
 def main() -> None:
     """Writes results/bradley_terry*.csv and bradley_terry.png."""
-    args = arguments(__doc__)
+    args = arguments(__file__, __doc__)
     with jax.enable_x64(True):
         world = random_world(1, 2 * HALF, BETA, SEED)
         path = along_the_path(world, np.linspace(-3, 3, 61))

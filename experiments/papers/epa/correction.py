@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.papers.epa.common import RESULTS, write_csv
+from experiments.papers.common import results_of, write_csv
 from experiments.papers.epa.storyteller import Storyteller, load_teller
 
 LENGTHS = (4, 8, 16, 32, 64)
@@ -56,7 +56,7 @@ def main() -> None:
     """Writes results/correction.csv."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('--model', required=True, help='a Hugging Face folder')
-    parser.add_argument('--out', type=Path, default=RESULTS)
+    parser.add_argument('--out', type=Path, default=results_of(__file__))
     args = parser.parse_args()
     teller = load_teller(args.model, len)  # no reward is asked for
     write_csv(args.out / 'correction.csv', measure(teller, LENGTHS, 64, 16))

@@ -14,7 +14,7 @@ import numpy as np
 
 from epa_jax.theory.study import Plan
 from epa_jax.theory.worlds import World
-from experiments.papers.epa.common import (
+from experiments.papers.common import (
     COLOURS,
     arguments,
     interval,
@@ -87,7 +87,7 @@ def draw(world: World, logps: dict[str, np.ndarray], file: Path) -> None:
 
 def main() -> None:
     """Writes results/figure1.csv and figure1.png."""
-    args = arguments(__doc__, seeds=10)
+    args = arguments(__file__, __doc__, seeds=10)
     setting = make_setting(args.seeds)
     logps = {name: run(setting, METHODS[name], PLAN)[1] for name in DRAWN}
     rows = [row for name in DRAWN for row in gaps(setting, logps[name], name)]

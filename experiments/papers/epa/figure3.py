@@ -14,7 +14,7 @@ import numpy as np
 
 from epa_jax.theory.study import Plan
 from epa_jax.theory.worlds import World, expectation, kl
-from experiments.papers.epa.common import (
+from experiments.papers.common import (
     COLOURS,
     arguments,
     interval,
@@ -143,7 +143,7 @@ def _means(rows: list[Row], name: str, beta: float, key: str) -> tuple[Any, Any]
 
 def main() -> None:
     """Writes results/figure3*.csv and figure3.png."""
-    args = arguments(__doc__, seeds=5)
+    args = arguments(__file__, __doc__, seeds=5)
     setting = make_setting(args.seeds)
     rows = sweep(setting, PLAN, BETAS)
     frontier = exact_frontier(setting)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from epa_jax.theory.study import Plan
-from experiments.papers.epa.common import (
+from experiments.papers.common import (
     COLOURS,
     arguments,
     interval,
@@ -71,7 +71,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     """Writes results/figure4.csv and figure4.png."""
-    args = arguments(__doc__, seeds=5)
+    args = arguments(__file__, __doc__, seeds=5)
     rows = sweep(make_setting(args.seeds), PLAN, MARGINS)
     write_csv(args.out / 'figure4.csv', rows)
     draw(rows, args.out / 'figure4.png')

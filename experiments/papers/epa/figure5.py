@@ -20,7 +20,7 @@ from epa_jax.losses.energy import epa, ipm
 from epa_jax.losses.pairwise import dpo
 from epa_jax.theory.population import best_of_all, bradley_terry_pairs, with_weak
 from epa_jax.theory.worlds import World
-from experiments.papers.epa.common import COLOURS, arguments, panels, save, write_csv
+from experiments.papers.common import COLOURS, arguments, panels, save, write_csv
 
 BETA = 1.0
 WORLD = World(np.log([[0.5, 0.3, 0.2]]), np.array([[0.0, 1.0, -1.5]]), BETA)
@@ -93,7 +93,7 @@ def draw(found: dict[str, np.ndarray], file: Path) -> None:
 
 def main() -> None:
     """Writes results/figure5.csv and figure5.png."""
-    args = arguments(__doc__)
+    args = arguments(__file__, __doc__)
     with jax.enable_x64(True):
         found = surface(161)
     write_csv(args.out / 'figure5.csv', lines(found))

@@ -23,7 +23,7 @@ from epa_jax.theory.fit import minimise
 from epa_jax.theory.population import Population, best_of_all, contrast
 from epa_jax.theory.worlds import World, random_world
 from epa_jax.types import Role
-from experiments.papers.epa.common import (
+from experiments.papers.common import (
     COLOURS,
     arguments,
     interval,
@@ -209,7 +209,7 @@ def draw(exact: list[Row], sampled: list[Row], file: Path) -> None:
 
 def main() -> None:
     """Writes results/negatives_*.csv and negatives.png."""
-    args = arguments(__doc__)
+    args = arguments(__file__, __doc__)
     with jax.enable_x64(True):
         exact = population(seeds=10, numbers=(1, 2, 4, 8))
         sampled = finite(replicates=40, positives=2000, numbers=(1, 2, 4, 8, 16, 32, 64))

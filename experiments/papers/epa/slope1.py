@@ -20,8 +20,7 @@ from epa_jax.losses.energy import epa
 from epa_jax.theory.fit import minimise
 from epa_jax.theory.population import Population, bradley_terry_pairs, with_weak
 from epa_jax.theory.worlds import World, random_world
-from experiments.papers.epa.bradley_terry import HALF, two_islands
-from experiments.papers.epa.common import (
+from experiments.papers.common import (
     COLOURS,
     arguments,
     interval,
@@ -29,6 +28,7 @@ from experiments.papers.epa.common import (
     save,
     write_csv,
 )
+from experiments.papers.epa.bradley_terry import HALF, two_islands
 
 BETA = 0.5
 PAIRS = (300, 3000, 30000)
@@ -150,7 +150,7 @@ def draw(rows: list[Row], file: Path) -> None:
 
 def main() -> None:
     """Writes results/slope1.csv and slope1.png."""
-    args = arguments(__doc__, seeds=10)
+    args = arguments(__file__, __doc__, seeds=10)
     shares = 10.0 ** np.linspace(-4, -0.5, 8)
     with jax.enable_x64(True):
         rows = [

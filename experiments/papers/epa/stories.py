@@ -35,11 +35,11 @@ from epa_jax.evals.linearity import linearity
 from epa_jax.losses import make_loss
 from epa_jax.train_step import Objective
 from epa_jax.types import Params, Role, TokenExample
-from experiments.papers.epa.common import (
+from experiments.papers.common import (
     COLOURS,
-    RESULTS,
     interval,
     panels,
+    results_of,
     save,
     write_csv,
 )
@@ -300,7 +300,7 @@ def main() -> None:
     """Writes results/stories.csv, stories_matched.csv and stories.png."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('--model', required=True, help='a Hugging Face folder')
-    parser.add_argument('--out', type=Path, default=RESULTS)
+    parser.add_argument('--out', type=Path, default=results_of(__file__))
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument(
         '--methods', nargs='+', choices=METHODS, default=list(METHODS), metavar='NAME',

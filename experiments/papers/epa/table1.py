@@ -11,7 +11,7 @@ World: LLaMAs of two layers; 9 prompts, all 40 responses of up to 3 tokens; 32 r
 from typing import Any
 
 from epa_jax.theory.study import Plan
-from experiments.papers.epa.common import arguments, interval, write_csv
+from experiments.papers.common import arguments, interval, write_csv
 from experiments.papers.epa.runs import METHODS, Method, make_setting, run
 
 SHOWN = ('pearson', 'slope1_error', 'slope1_root', 'slope1_error_ref', 'kl', 'reward')
@@ -58,7 +58,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Writes results/table1*.csv and prints the table."""
-    args = arguments(__doc__, seeds=5)
+    args = arguments(__file__, __doc__, seeds=5)
     rows = [
         row
         for kind in WORLDS

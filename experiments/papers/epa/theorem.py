@@ -21,7 +21,7 @@ from epa_jax.theory.fit import Fit, descend, minimise
 from epa_jax.theory.population import Population, best_of_all
 from epa_jax.theory.worlds import World, kl, random_world, slope_and_pearson
 from epa_jax.types import Params
-from experiments.papers.epa.common import arguments, write_csv
+from experiments.papers.common import arguments, write_csv
 
 Row = dict[str, Any]
 
@@ -89,7 +89,7 @@ def _row(
 
 def main() -> None:
     """Writes results/theorem.csv and prints its extremes."""
-    args = arguments(__doc__)
+    args = arguments(__file__, __doc__)
     rows = tabular(worlds=5, starts=10) + llama(worlds=5, starts=5)
     write_csv(args.out / 'theorem.csv', rows)
     for kind in ('tabular', 'llama'):

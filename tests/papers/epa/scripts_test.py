@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from epa_jax.theory.study import Plan
-from experiments.papers.epa import common, figure1, figure3, figure4, figure5, runs, table1
+from experiments.papers import common
+from experiments.papers.epa import figure1, figure3, figure4, figure5, runs, table1
 
 FAST = Plan(batch=8, steps=10, measurements=2, lr=1e-3)
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.papers.common import write_csv
 from experiments.papers.epa import stories, storyteller
-from experiments.papers.epa.common import write_csv
 
 SIZES = stories.Sizes(
     openings=12, held_out=4, own=3, fresh=2, batch=4, marks=(1, 3), lr=1e-3

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: tables, intervals, style of figures."""
+"""What the papers' scripts share: tables, intervals, style of figures."""
 
 import argparse
 import csv
@@ -11,7 +11,6 @@ import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent / 'results'
 COLOURS = {
     'DPO': '#d95f02',
     'EPA': '#1b6ca8',
@@ -21,16 +20,24 @@ COLOURS = {
 }
 
 
-def arguments(doc: str | None, seeds: int | None = None) -> argparse.Namespace:
+def results_of(script: str) -> Path:
+    """The folder beside a script that holds what is committed."""
+    return Path(script).parent / 'results'
+
+
+def arguments(script: str, doc: str | None, seeds: int | None = None) -> argparse.Namespace:
     """--out, and --seeds when the script has them.
 
     Args:
+      script: its `__file__`.
       doc: docstring of the script; its first line describes it.
       seeds: how many by default; None for a script without them.
     """
     assert doc
     parser = argparse.ArgumentParser(description=doc.split('\n', 1)[0])
-    parser.add_argument('--out', type=Path, default=RESULTS, help='folder to write')
+    parser.add_argument(
+        '--out', type=Path, default=results_of(script), help='folder to write'
+    )
     if seeds is not None:
         parser.add_argument('--seeds', type=int, default=seeds, help='how many')
     return parser.parse_args()
