@@ -1,5 +1,6 @@
 """Whole runs with text beside the preference data: MPO and others."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 
 from epa_jax.config import ConfigError
+from epa_jax.data.load import load_datasets
+from epa_jax.data.streams import load_streams
+from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.loop import Loop
+from epa_jax.prepare import prepare
 from epa_jax.train import train
-from tests import small_run
+from tests import small_run, tiny
 
 QUICK = {'steps': 6, 'export': False, 'batch__prompts': 4}
 
@@ -88,6 +93,43 @@ def test_resumed_streams_go_on_where_they_were(folder, monkeypatch):
     ):
         np.testing.assert_array_equal(a, b)
     assert resumed.summary['eval_last'] == whole.summary['eval_last']
+
+
+def argument_bytes(run):
+    """Of each program of a step: parameters, sums and batches that it is given."""
+    tokenizer = load_tokenizer(run.model.path)
+    datasets = load_datasets(run.data, tokenizer, min_strong=1)
+    job = prepare(run, datasets, tokenizer, load_streams(run, tokenizer))
+    step, total = next(job.batches.train.steps()), job.programs.zero()
+    params, ref_params = job.params, job.ref_params
+    batch = job.programs.place(step.preference[0])
+    lowered = [job.programs.accumulate.lower(total, params, ref_params, batch)]
+    for text in step.streams.values():
+        placed = job.programs.place(text.batches[0])
+        lowered.append(job.programs.imitate.lower(total, params, placed, 1.0))
+    compiled = [program.compile().memory_analysis() for program in lowered]
+    return max(memory.argument_size_in_bytes for memory in compiled)
+
+
+def test_mpo_holds_no_reference_in_memory(folder):
+    """DPO with the reference in the step is given one more copy of the parameters."""
+    one_device = {'mesh__data': 1, 'mesh__fsdp': 1, 'mesh__tensor': 8}
+    wide = dataclasses.replace(
+        tiny.SPEC, d_model=128, d_ff=256, n_heads=8, n_kv_heads=8, head_dim=16
+    )
+    (folder / 'wide').mkdir()
+    small_run.write(folder / 'wide', spec=wide)
+    changes = one_device | {'model__path': str(folder / 'wide' / 'model')}
+    changes |= {'batch__rows': 1, 'data__n_weak': 0}
+    ours = argument_bytes(mpo(folder, 'x', **changes))
+    theirs = argument_bytes(
+        small_run.config(
+            folder, 'y', **changes, loss__name='dpo', reference__mode='in_step'
+        )
+    )
+    copy = sum(x.nbytes for x in jax.tree.leaves(tiny.params(wide))) / 8
+    assert theirs - ours == pytest.approx(copy, rel=0.1)
+    assert ours < 0.72 * theirs
 
 
 def test_held_out_text_needs_a_stream(folder):

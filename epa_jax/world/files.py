@@ -74,13 +74,14 @@ def split_prompts(held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]
 def write_demonstrations(
     path: Path, prompts: Sequence[Prompt], count: int, seed: int
 ) -> None:
-    """Prompts with a response of the language, as 'prompt' and 'completion'."""
+    """Prompts with a response of the language: 'prompt', 'completion', both as 'text'."""
     rng = np.random.default_rng(seed)
-    chosen = [prompts[i % len(prompts)] for i in range(count)]
-    write_jsonl(
-        path,
-        [{'prompt': p.text, 'completion': language.draw_response(p, rng)} for p in chosen],
-    )
+    records = []
+    for prompt in (prompts[i % len(prompts)] for i in range(count)):
+        said = language.draw_response(prompt, rng)
+        text = f'{prompt.text} {said}'
+        records.append({'prompt': prompt.text, 'completion': said, 'text': text})
+    write_jsonl(path, records)
 
 
 def label_pairs(

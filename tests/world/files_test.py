@@ -118,7 +118,9 @@ def test_demonstrations_go_round_the_prompts(tmp_path):
     path, prompts = tmp_path / 'd.jsonl', PROMPTS[::701]
     files.write_demonstrations(path, prompts, 3 * len(prompts) + 1, seed=0)
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(set(record) == {'prompt', 'completion'} for record in records)
+    for record in records:
+        assert set(record) == {'prompt', 'completion', 'text'}
+        assert record['text'] == f'{record["prompt"]} {record["completion"]}'
     count = collections.Counter(record['prompt'] for record in records)
     assert count == {p.text: 3 + (p is prompts[0]) for p in prompts}
     first = [r['completion'] for r in records if r['prompt'] == prompts[0].text]

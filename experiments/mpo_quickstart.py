@@ -1,0 +1,45 @@
+"""MPO, algorithm 1, on what `make quickstart` leaves behind: pairs, SFT and text.
+
+Claim: without a reference, the likelihood of SFT data and text holds the policy while it
+  learns the pairs; compare with --config.sft.train= --config.pretrain.train= (neither).
+Data: runs/quickstart/pairs.jsonl and demonstrations.jsonl (SFT: completions after
+  prompts; text: both as a document).
+Model: runs/quickstart/sft/export, a LLaMA of 0.94 million parameters.
+Hardware and wall-clock: two CPU cores, about a minute.
+Command (after `make quickstart`):
+  python -m epa_jax.train --config=experiments/mpo_quickstart.py
+"""
+
+from ml_collections import ConfigDict
+
+from epa_jax.config import defaults
+
+
+def get_config() -> ConfigDict:
+    """Values of the run: those of the quickstart's DPO, with streams for a reference."""
+    config = defaults()
+    config.workdir = 'runs/mpo_quickstart'
+    config.steps = 150
+    config.model.path = 'runs/quickstart/sft/export'
+    config.model.remat = 'none'
+    config.data.train = 'runs/quickstart/pairs.jsonl'
+    config.data.eval = 'runs/quickstart/pairs_held_out.jsonl'
+    config.data.max_prompt_tokens = 16
+    config.data.max_response_tokens = 32
+    config.data.overlong_response = 'error'
+    config.loss.name = 'mpo'
+    config.loss.beta = 0.5
+    config.sft.train = 'runs/quickstart/demonstrations.jsonl'
+    config.sft.eval = 'runs/quickstart/demonstrations_held_out.jsonl'
+    config.sft.weight = 0.1
+    config.sft.sequences = 32
+    config.pretrain.train = 'runs/quickstart/demonstrations.jsonl'
+    config.pretrain.eval = 'runs/quickstart/demonstrations_held_out.jsonl'
+    config.pretrain.weight = 0.01
+    config.pretrain.sequences = 32
+    config.optim.lr = 3e-4
+    config.optim.b2 = 0.98
+    config.batch.prompts = 32
+    config.batch.row_length = 256
+    config.log.every = 30
+    return config
