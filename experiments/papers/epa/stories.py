@@ -283,7 +283,8 @@ def draw(rows: list[Row], file: Path) -> None:
         ax.set_xscale('log')
     axes[2].set_title('True reward against KL', loc='left', fontsize=10)
     axes[2].set_xlabel('KL to the reference, nats')
-    axes[2].legend(frameon=False, fontsize=8, loc='upper left')
+    handles = axes[2].get_legend_handles_labels()
+    axes[1].legend(*handles, frameon=False, fontsize=8, loc='upper left')
     save(figure, file)
 
 
