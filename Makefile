@@ -10,11 +10,12 @@ export VENV PYTHON EXTRA EPA_PIP TORCH
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help env quickstart test parity lint format smollm2 lock clean
+.PHONY: help env quickstart test exhaustive parity lint format smollm2 lock clean
 
 help:
 	@echo 'make quickstart  train a small model with DPO and EPA in a world of known rewards'
 	@echo 'make test        run the tests'
+	@echo 'make exhaustive  every loss with every reference, and real processes (minutes)'
 	@echo 'make parity      compare with PyTorch and transformers (installs torch)'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make format      rewrite the code as ruff formats it'
@@ -29,7 +30,10 @@ quickstart: env
 	$(PY) -m epa_jax.quickstart $(ARGS)
 
 test: env
-	$(PYTEST) -m 'not parity' $(ARGS)
+	$(PYTEST) -m 'not parity and not exhaustive' $(ARGS)
+
+exhaustive: env
+	$(PYTEST) -m exhaustive $(ARGS)
 
 parity:
 	@./setup_env.sh parity

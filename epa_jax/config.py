@@ -129,7 +129,8 @@ def _check_together(run: RunConfig) -> None:
         stream = getattr(run, name)
         if stream.eval and not stream.train:
             raise ConfigError(f'{name}.eval={stream.eval!r}: needs {name}.train')
-    if run.checkpoint.keep_best and not (run.data.eval or run.data.eval_examples):
+    sources = (run.data, run.sft, run.pretrain)
+    if run.checkpoint.keep_best and not any(s.eval or s.eval_examples for s in sources):
         raise ConfigError('checkpoint.keep_best needs data.eval or data.eval_examples')
 
 

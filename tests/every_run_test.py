@@ -12,6 +12,8 @@ from epa_jax.losses import LOSSES
 from epa_jax.train import train
 from tests import small_run, tiny
 
+pytestmark = pytest.mark.exhaustive
+
 SPEC = dataclasses.replace(
     tiny.SPEC, n_layers=1, d_model=8, n_heads=1, n_kv_heads=1, head_dim=8, d_ff=8
 )

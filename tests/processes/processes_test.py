@@ -11,6 +11,8 @@ import pytest
 from tests import small_run
 from tests.processes import worker
 
+pytestmark = pytest.mark.exhaustive
+
 TIMEOUT = 600  # seconds, on a busy machine
 
 

@@ -19,6 +19,7 @@ LOSSES = {
     'aot': {'loss__name': 'aot'},
     'aot_unpaired': {'loss__name': 'aot_unpaired', 'data__n_weak': 0},
     'epa': {'loss__name': 'epa'},
+    'mpo': {'loss__name': 'mpo', 'data__n_weak': 0, 'sft__train': '{folder}/pairs.jsonl'},
 }
 CHANGES = {'steps': 3, 'data__n_weak': 1, 'batch__prompts': 6, 'mesh__data': 2}
 DEVICES = 4
@@ -49,7 +50,11 @@ def main() -> None:
     assert (jax.process_count(), len(jax.devices())) == (count, DEVICES)
     arrays = {}
     for name, changes in LOSSES.items():
-        run = small_run.config(folder, f'{name}-{count}', **(CHANGES | changes))
+        values = {
+            key: value.format(folder=folder) if isinstance(value, str) else value
+            for key, value in (CHANGES | changes).items()
+        }
+        run = small_run.config(folder, f'{name}-{count}', **values)
         result = train(run)
         mesh = jax.tree.leaves(result.params)[0].sharding.mesh
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
