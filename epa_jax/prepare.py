@@ -257,3 +257,8 @@ def _check_positions(spec: ModelSpec, run: RunConfig) -> None:
             f'data.max_prompt_tokens + data.max_response_tokens = {longest}, but the model '
             f'was made for {spec.max_positions} positions; lower one of them'
         )
+    if run.pretrain.train and run.pretrain.max_tokens > spec.max_positions:
+        raise ConfigError(
+            f'pretrain.max_tokens={run.pretrain.max_tokens}, but the model was made for '
+            f'{spec.max_positions} positions; lower it'
+        )

@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.sft.sequences = 32
     config.pretrain.train = 'runs/quickstart/demonstrations.jsonl'
     config.pretrain.eval = 'runs/quickstart/demonstrations_held_out.jsonl'
+    config.pretrain.max_tokens = 64
     config.pretrain.weight = 0.01
     config.pretrain.sequences = 32
     config.optim.lr = 3e-4

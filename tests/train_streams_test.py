@@ -40,6 +40,7 @@ def mpo(folder, name, **changes):
         'pretrain__eval_examples': 3,
         'pretrain__sequences': 3,
         'pretrain__weight': 0.2,
+        'pretrain__max_tokens': 64,
     }
     return small_run.config(folder, name, **(QUICK | streams | changes))
 
@@ -130,6 +131,11 @@ def test_mpo_holds_no_reference_in_memory(folder):
     copy = sum(x.nbytes for x in jax.tree.leaves(tiny.params(wide))) / 8
     assert theirs - ours == pytest.approx(copy, rel=0.1)
     assert ours < 0.72 * theirs
+
+
+def test_text_longer_than_the_model_s_positions_is_refused(folder):
+    with pytest.raises(ConfigError, match=r'pretrain\.max_tokens=129.* 128 positions'):
+        train(mpo(folder, 'long', pretrain__max_tokens=129))
 
 
 def test_held_out_text_needs_a_stream(folder):

@@ -70,7 +70,7 @@ def _stream(stream: Stream, total_steps: int) -> dict[str, Any]:
     lengths = [len(e.prompt_ids) + len(e.response_ids[0]) for e in stream.train]
     return {
         'sequences': len(stream.train),
-        'held_out': len(stream.held_out),
+        'held_out': {'sequences': len(stream.held_out)} | _fate(stream.held_out_tokenised),
         'tokens': _spread(lengths),
         'weight': stream.weight,
         'sequences_per_step': stream.sequences,
@@ -189,14 +189,19 @@ def _render_stream(name: str, text: Mapping[str, Any]) -> list[str]:
     lines = [
         f'  {name:10} {text["sequences"]} sequences, median {text["tokens"]["median"]:.0f} '
         f'tokens, {text["sequences_per_step"]} a step ({text["epochs"]:.2f} epochs), '
-        f'weight {text["weight"]:g}; {text["held_out"]} held out'
+        f'weight {text["weight"]:g}; {text["held_out"]["sequences"]} held out'
     ]
-    lines += [
-        f'{"":13}{drop["count"]} examples dropped: {why} (first {drop["first"]})'
-        for why, drop in text['dropped'].items()
-    ]
-    cut = text['truncated_responses_without_eos']
-    return [*lines, *([f'{"":13}{cut} responses truncated, EOS lost'] if cut else [])]
+    for part, which in ((text, ''), (text['held_out'], 'held-out ')):
+        lines += [
+            f'{"":13}{drop["count"]} {which}examples dropped: {why} (first {drop["first"]})'
+            for why, drop in part['dropped'].items()
+        ]
+        for what, key in (
+            ('prompts truncated on the left', 'truncated_prompts'),
+            ('responses truncated, EOS lost', 'truncated_responses_without_eos'),
+        ):
+            lines += [f'{"":13}{part[key]} {which}{what}'] if part[key] else []
+    return lines
 
 
 def _render_part(name: str, part: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ class Stream:
       held_out: likewise, to measure; may be empty.
       read: what the sources held.
       tokenised: what became of the examples of `train`.
+      held_out_tokenised: what became of the others.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stream:
     held_out: list[TokenExample]
     read: list[ReadReport]
     tokenised: TokeniseReport
+    held_out_tokenised: TokeniseReport
 
 
 def load_streams(
@@ -71,13 +73,15 @@ def _sft(
     wanted = [e for e in split.train if prompt_key(e.prompt) not in held_out]
     train, report = tokenise([_chosen(e) for e in wanted], tokenizer, run.data)
     report.drop(HELD_OUT, [e.origin for e in [*known, *split.shared]])
-    kept, _ = tokenise([_chosen(e) for e in split.held_out], tokenizer, run.data)
+    kept, kept_report = tokenise([_chosen(e) for e in split.held_out], tokenizer, run.data)
     if not train:
         raise ConfigError(
             f'sft.train={cfg.train!r}: no example remains to train on; dropped: '
             f'{dict(report.dropped)}'
         )
-    return Stream('sft', cfg.weight, cfg.sequences, train, kept, split.reads, report)
+    return Stream(
+        'sft', cfg.weight, cfg.sequences, train, kept, split.reads, report, kept_report
+    )
 
 
 def _chosen(example: Example) -> Example:
@@ -110,5 +114,5 @@ def _pretrain(
         )
     train = sequences(documents, tokenizer, cfg.max_tokens)
     kept = sequences(held_out, tokenizer, cfg.max_tokens)
-    fate = TokeniseReport(kept=len(train))
-    return Stream('pretrain', cfg.weight, cfg.sequences, train, kept, reads, fate)
+    fates = [TokeniseReport(kept=len(part)) for part in (train, kept)]
+    return Stream('pretrain', cfg.weight, cfg.sequences, train, kept, reads, *fates)

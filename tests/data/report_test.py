@@ -14,6 +14,7 @@ from epa_jax.data.packing import Layout, real_tokens
 from epa_jax.data.pipeline import Pipeline, Visits
 from epa_jax.data.report import SAMPLE, data_report, render
 from epa_jax.data.sources import ReadReport
+from epa_jax.data.streams import Stream
 from epa_jax.data.tokenise import TokeniseReport
 from epa_jax.types import Role
 from tests.data.token_examples import example, random_examples
@@ -36,6 +37,38 @@ def pipeline(examples, rule=None, layout=None, **visits):
         Visits(size=len(examples), **{**defaults, **visits}),
         layout or Layout(rows=1, row_length=16, groups_per_row=2, responses=2),
     )
+
+
+def test_streams_are_counted_and_shown():
+    kept = TokeniseReport(kept=2, truncated_responses=1)
+    kept.drop('its prompt is held out', ['x:3'])
+    stream = Stream(
+        name='sft',
+        weight=0.5,
+        sequences=4,
+        train=[example([1, 2], [[3, 4]]), example([1], [[5]])],
+        held_out=[example([1], [[6]])],
+        read=[ReadReport('texts.jsonl', read=4)],
+        tokenised=kept,
+        held_out_tokenised=TokeniseReport(kept=1, truncated_prompts=1),
+    )
+    datasets = datasets_of(TRAIN)
+    report = data_report(datasets, Mixture(pipeline(TRAIN)), 3, 10, [stream])
+    found = report['streams']['sft']
+    assert (found['sequences'], found['tokens']['total'], found['epochs']) == (2, 6, 6.0)
+    assert found['tokens_per_step'] == 12.0
+    assert report['read']['texts.jsonl'] == 4
+    alone = data_report(datasets, Mixture(pipeline(TRAIN)), 3, 10)
+    tokens = alone['compute']['tokens_per_step'] + 12.0
+    assert report['compute']['tokens_per_step'] == pytest.approx(tokens)
+    text = render(report)
+    for line in (
+        '2 sequences, median 3 tokens, 4 a step (6.00 epochs), weight 0.5; 1 held out',
+        '1 examples dropped: its prompt is held out (first x:3)',
+        '1 responses truncated, EOS lost',
+        '1 held-out prompts truncated on the left',
+    ):
+        assert line in text
 
 
 def datasets_of(train, held_out=(), **changes):
