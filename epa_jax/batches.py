@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
 from jax.sharding import Mesh
 
 from epa_jax import sharding
@@ -50,7 +49,7 @@ def make_batches(
     train = {name: pipeline for name, (pipeline, _) in made.items()}
     measured = {name: pipeline for name, (_, pipeline) in made.items() if pipeline.examples}
     layout = _text_layout(preference.layout, [*train.values(), *measured.values()])
-    rows = _own_rows(layout)
+    rows = packing.own_rows(layout)
 
     def placed(pipelines: Mapping[str, Pipeline]) -> dict[str, Pipeline]:
         return {
@@ -85,7 +84,7 @@ def _preference(
     if held_out:
         sizes += [held_out.group(v).num_tokens for v in held_out.visits.everything()]
     layout = _layout(run, sizes, rule.responses, mesh)
-    rows = _own_rows(layout)
+    rows = packing.own_rows(layout)
     return (
         dataclasses.replace(data, layout=layout, row_slice=rows),
         held_out and dataclasses.replace(held_out, layout=layout, row_slice=rows),
@@ -132,9 +131,3 @@ def _text_layout(
     most = max(pipeline.visits.prompts for pipeline in pipelines)
     groups = max(min(most, row_length // min(sizes)), 1)
     return packing.Layout(preference.rows, row_length, groups, 1)
-
-
-def _own_rows(layout: packing.Layout) -> slice:
-    """Rows of a micro-batch that this process makes."""
-    share = layout.rows // jax.process_count()
-    return slice(share * jax.process_index(), share * (jax.process_index() + 1))

@@ -6,6 +6,7 @@ no array of shape [B, T, V] exists in either pass.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -134,13 +135,45 @@ def token_collisions(
       float32 [B, S]; 0 in chunks that hold only padding.
     """
 
-    def body(i: jax.Array, collisions: jax.Array) -> jax.Array:
-        logits = _logits(_slice(hidden_BSD, i * chunk, chunk), head_VD)
+    def collision(logits: jax.Array) -> jax.Array:
         squares = jax.nn.logsumexp(2 * logits, axis=-1)
-        value = squares - 2 * jax.nn.logsumexp(logits, axis=-1)
-        return _write(collisions, value, i * chunk)
+        return squares - 2 * jax.nn.logsumexp(logits, axis=-1)
 
-    zeros = jnp.zeros(hidden_BSD.shape[:2], jnp.float32)
+    return _reduce_logits(hidden_BSD, head_VD, count, chunk, collision)
+
+
+def token_likeliest(
+    hidden_BSD: jax.Array, head_VD: jax.Array, count: jax.Array, chunk: int
+) -> jax.Array:
+    """The likeliest token of each predicted distribution, the first one of several.
+
+    Args: as `token_collisions`.
+
+    Returns:
+      int32 [B, S]; 0 in chunks that hold only padding.
+    """
+
+    def likeliest(logits: jax.Array) -> jax.Array:
+        return jnp.argmax(logits, axis=-1)
+
+    return _reduce_logits(hidden_BSD, head_VD, count, chunk, likeliest, jnp.int32)
+
+
+def _reduce_logits(
+    hidden_BSD: jax.Array,
+    head_VD: jax.Array,
+    count: jax.Array,
+    chunk: int,
+    reduce: Callable[[jax.Array], jax.Array],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> jax.Array:
+    """`reduce` of the logits [B, C, V] of every chunk: [B, S]; 0 in chunks of padding."""
+
+    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+        logits = _logits(_slice(hidden_BSD, i * chunk, chunk), head_VD)
+        return _write(out, reduce(logits), i * chunk)
+
+    zeros = jnp.zeros(hidden_BSD.shape[:2], dtype)
     return jax.lax.fori_loop(0, _num_chunks(count, chunk), body, zeros)
 
 
@@ -229,6 +262,32 @@ def response_table(
         ratings=flat(batch.ratings),
         log_collision=log_collision,
     )
+
+
+def greedy_responses(
+    params: Params,
+    batch: PackedBatch,
+    *,
+    spec: ModelSpec,
+    compute: transformer.Compute,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of all responses, and whether greedy decoding would give them.
+
+    Args: as `response_table`.
+
+    Returns:
+      float32 [N, K] and bool [N, K]; True in empty places.
+    """
+    scored = _scored(params, batch, spec, compute)
+    head = transformer.head_weights(params)
+    size = batch.score_slots.shape[1]
+    logps = token_logps(scored.hidden, head, scored.targets, scored.count, scored.chunk)
+    found = token_likeliest(scored.hidden, head, scored.count, scored.chunk)
+    other = scored.valid & (found != scored.targets)
+    sums = _sum_by_slot(jnp.where(scored.valid, logps, 0.0)[:, :size], batch)
+    misses = _sum_by_slot(other[:, :size].astype(jnp.int32), batch)
+    shape = (-1, batch.roles.shape[2])
+    return sums.reshape(shape), misses.reshape(shape) == 0
 
 
 def _sum_by_slot(values_BS: jax.Array, batch: PackedBatch) -> jax.Array:

@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from epa_jax.config import ConfigError
@@ -32,6 +33,12 @@ class Layout:
 def automatic_row_length(longest_group: int) -> int:
     """Shortest multiple of 128 that holds the largest prompt with its responses."""
     return max(-(-longest_group // ROW_MULTIPLE), 1) * ROW_MULTIPLE
+
+
+def own_rows(layout: Layout) -> slice:
+    """Rows of a micro-batch that this process makes."""
+    share = layout.rows // jax.process_count()
+    return slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
 
 def plan(lengths: Sequence[int], layout: Layout) -> list[list[int]]:

@@ -2,17 +2,32 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from epa_jax import logprobs, sharding
 from epa_jax.data import packing
-from epa_jax.logprobs import response_table
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import PackedBatch, Params, Role, TokenGroup
 
 ROWS = 16  # rows of a batch
+
+
+class Scores(NamedTuple):
+    """What a model says of K responses to each of N prompts.
+
+    Attributes:
+      logps: float32 [N, K], log pi(y|x) summed over tokens, nats; NaN where a prompt has
+        fewer responses.
+      greedy: bool [N, K]; greedy decoding would give the response. None unless asked.
+    """
+
+    logps: np.ndarray
+    greedy: np.ndarray | None
 
 
 def score(
@@ -21,34 +36,43 @@ def score(
     compute: transformer.Compute,
     prompts: Sequence[np.ndarray],
     responses: Sequence[Sequence[np.ndarray]],
-) -> np.ndarray:
-    """Log pi(y|x) of every response, summed over its tokens.
+    *,
+    greedy: bool = False,
+    mesh: Mesh | None = None,
+    rows: int = ROWS,
+) -> Scores:
+    """Scores every response; the prompt of several is read once.
 
     Args:
       params: as `transformer.abstract_params` describes them.
       spec: architecture.
       compute: dtype and back end.
-      prompts: N arrays of token ids.
-      responses: K arrays of token ids for each prompt, none empty; end of sequence
-        included where it belongs to the response.
-
-    Returns:
-      float32 [N, K], nats.
+      prompts: N arrays of token ids, none empty.
+      responses: arrays of token ids for each prompt, at least one, none empty; end of
+        sequence included where it belongs to the response.
+      greedy: find out what greedy decoding would give, at the cost of another pass over
+        the vocabulary.
+      mesh: where the parameters live; None is one device.
+      rows: most rows computed together on each batch device.
     """
     groups = [
         _group(i, prompt, answers)
         for i, (prompt, answers) in enumerate(zip(prompts, responses, strict=True))
     ]
-    sizes = [group.num_tokens for group in groups]
-    length = packing.automatic_row_length(max(sizes))
-    columns = len(responses[0])
-    layout = packing.Layout(ROWS, length, max(length // min(sizes), 1), columns)
-    out = np.full((len(groups), columns), np.nan, np.float32)
-    for batch in packing.pack(groups, layout):
-        keys = batch.keys.reshape(-1)
-        logps = jax.device_get(_logps(params, batch, spec=spec, compute=compute))
-        out[keys[keys >= 0]] = logps[keys >= 0]
-    return out
+    columns = max(len(answers) for answers in responses)
+    logps = np.full((len(groups), columns), np.nan, np.float32)
+    hits = np.zeros((len(groups), columns), bool)
+    layout = _layout([group.num_tokens for group in groups], columns, rows, mesh)
+    for batch in packing.pack(groups, layout, row_slice=packing.own_rows(layout)):
+        placed = batch if mesh is None else sharding.place_batch(mesh, batch)
+        out = _scores(params, placed, spec=spec, compute=compute, greedy=greedy, mesh=mesh)
+        keys, found, hit = jax.device_get(out)
+        keys = keys.reshape(-1)
+        logps[keys[keys >= 0]] = found[keys >= 0]
+        if greedy:
+            hits[keys[keys >= 0]] = hit[keys >= 0]
+    absent = np.arange(columns) >= np.array([[len(answers)] for answers in responses])
+    return Scores(np.where(absent, np.nan, logps), hits & ~absent if greedy else None)
 
 
 def _group(key: int, prompt: np.ndarray, answers: Sequence[np.ndarray]) -> TokenGroup:
@@ -58,12 +82,36 @@ def _group(key: int, prompt: np.ndarray, answers: Sequence[np.ndarray]) -> Token
     )
 
 
-@functools.partial(jax.jit, static_argnames=('spec', 'compute'))
-def _logps(
+def _layout(
+    sizes: Sequence[int], columns: int, rows: int, mesh: Mesh | None
+) -> packing.Layout:
+    """Rows for the largest group, and no more of them than the groups fill."""
+    ways = 1 if mesh is None else sharding.batch_devices(mesh)
+    length = packing.automatic_row_length(max(sizes))
+    one = packing.Layout(1, length, max(length // min(sizes), 1), columns)
+    needed = -(-len(packing.plan(sizes, one)) // ways)
+    return packing.Layout(
+        min(rows, needed) * ways, length, one.groups_per_row, one.responses
+    )
+
+
+@functools.partial(jax.jit, static_argnames=('spec', 'compute', 'greedy', 'mesh'))
+def _scores(
     params: Params,
     batch: PackedBatch,
     *,
     spec: ModelSpec,
     compute: transformer.Compute,
-) -> jax.Array:
-    return response_table(params, batch, spec=spec, compute=compute).logps
+    greedy: bool,
+    mesh: Mesh | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Keys of the prompts with what was found, whole on every process."""
+    if greedy:
+        logps, hits = logprobs.greedy_responses(params, batch, spec=spec, compute=compute)
+        out = (batch.keys, logps, hits)
+    else:
+        table = logprobs.response_table(params, batch, spec=spec, compute=compute)
+        out = (batch.keys, table.logps, None)
+    if mesh is None:
+        return out
+    return jax.lax.with_sharding_constraint(out, sharding.replicated(mesh))

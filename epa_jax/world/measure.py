@@ -121,7 +121,7 @@ class World:
     def logps(self, params: Params, responses: Responses) -> np.ndarray:
         """float32 [N, K], log-probs of the responses."""
         ids = self.prompt_ids()
-        return score(params, self.spec, COMPUTE, ids, responses.token_ids)
+        return score(params, self.spec, COMPUTE, ids, responses.token_ids).logps
 
     def with_off_topic(self, responses: Responses, count: int) -> Responses:
         """Adds to each prompt `count` responses to prompts of other topics."""

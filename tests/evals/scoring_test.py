@@ -12,7 +12,7 @@ def test_every_response_has_its_own_sum():
     params = tiny.params()
     ids = [(np.array(p, np.int32), [np.array(r, np.int32) for r in rs]) for p, rs in groups]
     prompts, responses = zip(*ids, strict=True)
-    found = score(params, tiny.SPEC, Compute(), prompts, responses)
+    found = score(params, tiny.SPEC, Compute(), prompts, responses).logps
     for n, (prompt, answers) in enumerate(groups):
         for k, answer in enumerate(answers):
             logps = tiny.sequence_logps(params, tiny.SPEC, prompt, answer)

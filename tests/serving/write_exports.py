@@ -52,7 +52,7 @@ def expected(spec: ModelSpec, params: Params) -> dict:
     tokenizer = small_run.tokenizer()
     ids = np.array(tokenizer(' '.join(words))['input_ids'], np.int32)
     prefixes = [[ids[PROMPT:end]] for end in range(PROMPT + 1, len(ids) + 1)]
-    totals = score(params, spec, COMPUTE, [ids[:PROMPT]] * len(prefixes), prefixes)
+    totals = score(params, spec, COMPUTE, [ids[:PROMPT]] * len(prefixes), prefixes).logps
     greedy = sample(
         params,
         spec,

@@ -83,14 +83,14 @@ class Storyteller:
         answers: list[list[np.ndarray]],
     ) -> np.ndarray:
         """log(policy / reference) of every continuation, [N, K]."""
-        policy = score(params, self.spec, COMPUTE, openings, answers)
+        policy = score(params, self.spec, COMPUTE, openings, answers).logps
         return policy - self.logps(openings, answers)
 
     def logps(
         self, openings: Sequence[np.ndarray], answers: list[list[np.ndarray]]
     ) -> np.ndarray:
         """log(reference) of every continuation, [N, K]."""
-        return score(self.params, self.spec, COMPUTE, openings, answers)
+        return score(self.params, self.spec, COMPUTE, openings, answers).logps
 
 
 def vader() -> Reward:

@@ -1,0 +1,134 @@
+"""Answers questions by log-likelihood: python -m epa_jax.evaluate MODEL TASK.jsonl ..."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from epa_jax import sharding
+from epa_jax.config import ConfigError
+from epa_jax.data.sources import DataError
+from epa_jax.evals.answers import Answers, answer
+from epa_jax.evals.scoring import ROWS
+from epa_jax.evals.tasks import Task, read_task
+from epa_jax.formats.load import load_model, load_spec
+from epa_jax.formats.names import FormatError
+from epa_jax.formats.tokenizer import check_vocabulary, load_tokenizer
+from epa_jax.models import transformer
+from epa_jax.models.hf_config import SpecError
+from epa_jax.models.transformer import Compute
+from epa_jax.schema import MeshConfig
+
+USER_ERRORS = (ConfigError, DataError, FormatError, SpecError)
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m epa_jax.evaluate',
+        description='Multiple choice and completion by log-likelihood.',
+    )
+    add = parser.add_argument
+    add('model', type=Path, help='a run folder, a Hugging Face folder or a .gguf file')
+    add('tasks', nargs='+', help='JSONL files; see epa_jax.evals.tasks for their keys')
+    add('--tokenizer', type=Path, help='a folder or .gguf file, if not beside the weights')
+    add('--limit', type=int, default=0, help='questions of each task, at random; 0: all')
+    add('--seed', type=int, default=0, help='of that choice')
+    add('--delimiter', help='between query and choice; by the query unless given')
+    add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
+    add('--fsdp', type=int, default=-1, help='shards of the parameters; -1: all devices')
+    add('--tensor', type=int, default=1, help='shards of heads, MLP and vocabulary')
+    add('--rows', type=int, default=ROWS, help='rows a device computes together')
+    add('--out', type=Path, help='JSON file of the summaries')
+    add('--details', type=Path, help='JSONL file with a line for each question')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints a line for each task."""
+    args = arguments(argv)
+    tasks = [
+        read_task(path, delimiter=args.delimiter, limit=args.limit, seed=args.seed)
+        for path in args.tasks
+    ]
+    found = []
+    for result, seconds in _answers(args, tasks):
+        found.append(result)
+        if jax.process_index() == 0:
+            print(describe(result), f'{seconds:6.1f} s', flush=True)
+    if jax.process_index() == 0:
+        _write(args, found)
+
+
+def _answers(args: argparse.Namespace, tasks: list[Task]) -> Any:
+    """Answers to each task, and how long they took."""
+    path = args.model / 'export' if (args.model / 'export').is_dir() else args.model
+    mesh = sharding.make_mesh(MeshConfig(fsdp=args.fsdp, tensor=args.tensor))
+    spec = load_spec(path)
+    shapes = transformer.abstract_params(spec, args.dtype)
+    where = sharding.param_shardings(mesh, shapes, transformer.logical_axes(spec))
+    _, params = load_model(path, args.dtype, where)
+    tokenizer = load_tokenizer(args.tokenizer or path)
+    check_vocabulary(tokenizer, spec)
+    compute = Compute(dtype=args.dtype, constrain=sharding.constrainer(mesh))
+    for task in tasks:
+        began = time.perf_counter()
+        result = answer(
+            task, params, spec, compute, tokenizer, mesh=mesh, rows=args.rows
+        )
+        yield result, time.perf_counter() - began
+
+
+def describe(answers: Answers) -> str:
+    """A task in one line, with standard errors."""
+    summary = answers.summary()
+    parts = [f'{answers.task.name:28}', f'{summary["questions"]:6} questions']
+    for name, label in (
+        ('accuracy', 'accuracy'),
+        ('accuracy_per_character', 'per character'),
+        ('gold_probability', 'p(gold)'),
+    ):
+        if name in summary:
+            parts.append(f'{label} {summary[name]:.3f} ± {summary[f"{name}_error"]:.3f}')
+    if 'perplexity' in summary:
+        parts.append(f'perplexity {summary["perplexity"]:.4g}')
+    if summary['cut_contexts']:
+        parts.append(f'{summary["cut_contexts"]} contexts cut on the left')
+    return '  '.join(parts)
+
+
+def _write(args: argparse.Namespace, found: list[Answers]) -> None:
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        out = {
+            'model': str(args.model),
+            'limit': args.limit,
+            'seed': args.seed,
+            'dtype': args.dtype,
+            'tasks': {result.task.name: result.summary() for result in found},
+        }
+        args.out.write_text(json.dumps(out, indent=2) + '\n', 'utf-8')
+    if args.details:
+        args.details.parent.mkdir(parents=True, exist_ok=True)
+        with args.details.open('w', encoding='utf-8') as file:
+            for result in found:
+                for record in result.records():
+                    file.write(json.dumps({'task': result.task.name, **record}) + '\n')
+
+
+def run_main() -> None:
+    """Shows bad input as one message."""
+    logging.basicConfig(format='%(message)s')
+    try:
+        main()
+    except USER_ERRORS as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+    run_main()
