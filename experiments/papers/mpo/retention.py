@@ -48,15 +48,15 @@ TASKS += ('winogrande',)
 STREAMS: dict[str, Any] = {'sft.weight': 0.1, 'pretrain.weight': 0.1}
 SFT_ONLY: dict[str, Any] = {'sft.weight': 0.1, 'pretrain.train': ''}
 NEITHER: dict[str, Any] = {'sft.train': '', 'pretrain.train': ''}
-DPO: dict[str, Any] = {'loss.name': 'dpo', 'loss.beta': 0.1, 'loss.tokens': 'sum'}
+DPO: dict[str, Any] = {'loss.name': 'dpo', 'loss.beta': 0.1, 'loss.tokens': None}
 METHODS: dict[str, dict[str, Any]] = {
     'dpo': DPO | NEITHER,
-    'ipo': {'loss.name': 'ipo', 'loss.beta': 0.1, 'loss.tokens': 'mean'} | NEITHER,
+    'ipo': {'loss.name': 'ipo', 'loss.beta': 0.1, 'loss.tokens': 'sum'} | NEITHER,
     'mpo': NEITHER,
     'mpo+sft': SFT_ONLY,
     'mpo+sft+text': STREAMS,
     'dpo+sft+text': DPO | STREAMS,
-    'sft': {'loss.name': 'sft', 'loss.beta': None, 'loss.tokens': 'mean'} | NEITHER,
+    'sft': {'loss.name': 'sft', 'loss.beta': None, 'loss.tokens': None} | NEITHER,
 }
 
 
