@@ -78,9 +78,7 @@ def _answers(args: argparse.Namespace, tasks: list[Task]) -> Any:
     compute = Compute(dtype=args.dtype, constrain=sharding.constrainer(mesh))
     for task in tasks:
         began = time.perf_counter()
-        result = answer(
-            task, params, spec, compute, tokenizer, mesh=mesh, rows=args.rows
-        )
+        result = answer(task, params, spec, compute, tokenizer, mesh=mesh, rows=args.rows)
         yield result, time.perf_counter() - began
 
 

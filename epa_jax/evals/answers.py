@@ -35,19 +35,19 @@ class Answers:
 
     @property
     def gold(self) -> np.ndarray:
-        """int [N], index of the right option."""
+        """Int [N], index of the right option."""
         return np.array([question.gold for question in self.task.questions])
 
     @property
     def correct(self) -> np.ndarray:
-        """bool [N]: the right option is the likeliest; the only one is greedy."""
+        """Bool [N]: the right option is the likeliest; the only one is greedy."""
         if self.greedy is not None:
             return self.greedy
         return np.nanargmax(self.logps, axis=1) == self.gold
 
     @property
     def correct_per_character(self) -> np.ndarray:
-        """bool [N]: likewise by log-prob per character of the option."""
+        """Bool [N]: likewise by log-prob per character of the option."""
         if self.greedy is not None:
             return self.greedy
         length = np.ones(self.logps.shape)
@@ -62,7 +62,7 @@ class Answers:
 
     @property
     def gold_probability(self) -> np.ndarray:
-        """float [N], probability of the right option among those offered."""
+        """Float [N], probability of the right option among those offered."""
         shifted = self.logps - np.nanmax(self.logps, axis=1, keepdims=True)
         whole = np.nansum(np.exp(shifted), axis=1)
         return np.exp(self.gold_logps - np.nanmax(self.logps, axis=1)) / whole

@@ -89,9 +89,7 @@ def read_task(
       DataError: a source that cannot be opened, a record of no such kind, no questions,
         or questions of both kinds.
     """
-    questions = [
-        _question(record, delimiter, origin) for origin, record in records(source)
-    ]
+    questions = [_question(record, delimiter, origin) for origin, record in records(source)]
     if not questions:
         raise DataError(f'{source}: no questions; expected records with {KINDS}')
     single = [len(question.options) == 1 for question in questions]
@@ -137,9 +135,7 @@ def _pairs(record: dict[str, Any], origin: str) -> list[tuple[str, str]]:
         text = _text(record, 'continuation', origin)
         return [(context, text) for context in _texts(record, 'context_options', origin)]
     if 'context' in record:
-        return [
-            (_text(record, 'context', origin), _text(record, 'continuation', origin))
-        ]
+        return [(_text(record, 'context', origin), _text(record, 'continuation', origin))]
     raise DataError(f'{origin}: keys are {sorted(record)}; expected {KINDS}')
 
 

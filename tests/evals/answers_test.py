@@ -114,7 +114,9 @@ def test_completions(tmp_path):
             records.append({'context': context, 'continuation': text})
     task = write(tmp_path / 'c.jsonl', records)
     found = answered(task, params)
-    logps, greedy = zip(*(by_hand(params, q.options[0]) for q in task.questions), strict=True)
+    logps, greedy = zip(
+        *(by_hand(params, q.options[0]) for q in task.questions), strict=True
+    )
     sums = [x.sum() for x in logps]
     assert found.greedy.tolist() == [bool(x.all()) for x in greedy]
     assert 0 < found.greedy.sum() < len(records)

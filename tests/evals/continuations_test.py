@@ -15,7 +15,9 @@ def characters(merges=(), bos=None, eos=None, close=False):
     special = [t for t in (bos, eos) if t]
     words = [*special, *alphabet, *(a + b for a, b in merges)]
     backend = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, list(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     backend.decoder = decoders.ByteLevel()
     if bos:
         template = [bos, '$A'] + ([eos] if close else [])
@@ -28,7 +30,9 @@ def characters(merges=(), bos=None, eos=None, close=False):
 
 def decoded(tokenizer, pairs, max_tokens=99):
     found, cuts = encode_continuations(tokenizer, pairs, max_tokens)
-    parts = [tuple(tokenizer.convert_ids_to_tokens(list(x)) for x in pair) for pair in found]
+    parts = [
+        tuple(tokenizer.convert_ids_to_tokens(list(x)) for x in pair) for pair in found
+    ]
     return [tuple(''.join(x).replace('Ġ', '_') for x in part) for part in parts], cuts
 
 
@@ -38,7 +42,10 @@ def test_the_space_goes_with_the_continuation():
 
 def test_a_token_across_the_border_is_scored():
     tokenizer = characters(merges=[('b', 'c')])
-    assert decoded(tokenizer, [('ab', 'cd'), ('ab', ' d')])[0] == [('a', 'bcd'), ('ab', '_d')]
+    assert decoded(tokenizer, [('ab', 'cd'), ('ab', ' d')])[0] == [
+        ('a', 'bcd'),
+        ('ab', '_d'),
+    ]
 
 
 def test_own_special_tokens_begin_the_context_and_do_not_end_the_text():

@@ -154,7 +154,9 @@ def prepare_bench(
     return Bench(questions, texts)
 
 
-def measure(bench: Bench, params: Params, spec: ModelSpec, run: RunConfig) -> dict[str, Any]:
+def measure(
+    bench: Bench, params: Params, spec: ModelSpec, run: RunConfig
+) -> dict[str, Any]:
     """Log-probs of every question's options and of every held-out text."""
     tokenizer = load_tokenizer(run.model.path)
     tasks = {
@@ -217,9 +219,7 @@ def main() -> None:
         if path.exists():
             continue
         began = time.perf_counter()
-        found = train_and_measure(
-            run_config(method, lr, seed, size, text, changes), bench
-        )
+        found = train_and_measure(run_config(method, lr, seed, size, text, changes), bench)
         seconds = time.perf_counter() - began
         about = {'method': method, 'lr': lr, 'seed': seed, 'commit': version}
         write(path, about | {'wall_seconds': seconds} | found)

@@ -7,7 +7,9 @@ from pathlib import Path
 from epa_jax.data.sources import records
 
 
-def write_split(source: Path, folder: Path, *, count: int, seed: int = 0) -> tuple[Path, Path]:
+def write_split(
+    source: Path, folder: Path, *, count: int, seed: int = 0
+) -> tuple[Path, Path]:
     """Writes `count` random records apart from the others.
 
     Args:
