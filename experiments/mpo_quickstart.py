@@ -12,23 +12,14 @@ Command (after `make quickstart`):
 
 from ml_collections import ConfigDict
 
-from epa_jax.config import defaults
+from experiments import quickstart_pairs
 
 
 def get_config() -> ConfigDict:
     """Values of the run: those of the quickstart's DPO, with streams for a reference."""
-    config = defaults()
+    config = quickstart_pairs.get_config()
     config.workdir = 'runs/mpo_quickstart'
-    config.steps = 150
-    config.model.path = 'runs/quickstart/sft/export'
-    config.model.remat = 'none'
-    config.data.train = 'runs/quickstart/pairs.jsonl'
-    config.data.eval = 'runs/quickstart/pairs_held_out.jsonl'
-    config.data.max_prompt_tokens = 16
-    config.data.max_response_tokens = 32
-    config.data.overlong_response = 'error'
     config.loss.name = 'mpo'
-    config.loss.beta = 0.5
     config.sft.train = 'runs/quickstart/demonstrations.jsonl'
     config.sft.eval = 'runs/quickstart/demonstrations_held_out.jsonl'
     config.sft.weight = 0.1
@@ -38,9 +29,4 @@ def get_config() -> ConfigDict:
     config.pretrain.max_tokens = 64
     config.pretrain.weight = 0.01
     config.pretrain.sequences = 32
-    config.optim.lr = 3e-4
-    config.optim.b2 = 0.98
-    config.batch.prompts = 32
-    config.batch.row_length = 256
-    config.log.every = 30
     return config

@@ -14,21 +14,14 @@ On a CPU add --config.steps=20; on a GPU or TPU add
 
 from ml_collections import ConfigDict
 
-from epa_jax.config import defaults
+from experiments import smollm2_hh
 
 
 def get_config() -> ConfigDict:
-    """Values of the run."""
-    config = defaults()
+    """Values of the run: pairs and optimiser of smollm2_hh.py, with streams."""
+    config = smollm2_hh.get_config()
     config.workdir = 'runs/mpo_smollm2'
-    config.epochs = 1.0
-    config.model.path = 'models/SmolLM2-135M-Instruct.gguf'
-    config.data.train = '../shared/data/hh_rlhf_harmless_test.jsonl.gz'
-    config.data.bad_lines = 'skip'  # 5 pairs differ before their last turn
-    config.data.eval_examples = 200
-    config.data.max_prompt_tokens = 384
-    config.data.max_response_tokens = 256
-    config.batch.prompts = 8
+    config.data.n_weak = 0
     config.loss.name = 'mpo'
     config.loss.tokens = 'mean'  # sums differ by tens of nats: sigmoid would be flat
     config.loss.beta = 2.0
@@ -41,7 +34,4 @@ def get_config() -> ConfigDict:
     config.pretrain.eval_examples = 200
     config.pretrain.weight = 0.1
     config.pretrain.sequences = 8
-    config.optim.lr = 1e-5
-    config.optim.b2 = 0.95
-    config.log.eval_every = 100
     return config

@@ -14,6 +14,7 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 
 import hypothesis
+import jax
 import pytest
 
 hypothesis.settings.register_profile(
@@ -51,3 +52,10 @@ def smollm2() -> Path:
     if not path.is_file():
         pytest.skip('needs models/SmolLM2-135M-Instruct.gguf: make smollm2')
     return path
+
+
+@pytest.fixture(scope='module')
+def float64():
+    """Theory is checked in float64; the package itself computes in float32."""
+    with jax.enable_x64(True):
+        yield

@@ -75,6 +75,19 @@ def panels(columns: int, height: float = 3.8) -> tuple[Figure, Sequence[Axes]]:
     return figure, list(axes)
 
 
+def band(
+    ax: Axes,
+    x: Sequence[float],
+    values: Sequence[Iterable[float]],
+    colour: str,
+    label: str,
+) -> None:
+    """A line of means with 95 % intervals; `values` are independent runs at each x."""
+    mean, half = np.array([interval(each) for each in values]).T
+    ax.plot(x, mean, color=colour, label=label, marker='o', markersize=3)
+    ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG and says where."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,7 @@ from epa_jax.types import Role
 BETA = 0.7
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture

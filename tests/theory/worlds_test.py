@@ -6,11 +6,7 @@ from hypothesis import strategies as st
 
 from epa_jax.theory.worlds import World, expectation, kl, random_world, slope_and_pearson
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def test_one_prompt_by_hand():

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from epa_jax.theory.study import Plan
 from experiments.papers.common import (
     COLOURS,
     arguments,
-    interval,
+    band,
     panels,
     save,
     write_csv,
@@ -55,14 +53,9 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     margins = sorted({row['margin'] for row in rows})
     for ax, (key, title) in zip(axes, MEASURES.items(), strict=True):
         for name, colour in DRAWN.items():
-            values = [
-                interval(r[key] for r in rows if (r['method'], r['margin']) == (name, m))
-                for m in margins
-            ]
-            mean, half = np.array(values).T
-            ax.errorbar(
-                margins, mean, half, color=colour, marker='o', capsize=3, label=name
-            )
+            mine = [row for row in rows if row['method'] == name]
+            at = [[row[key] for row in mine if row['margin'] == m] for m in margins]
+            band(ax, margins, at, colour, name)
         ax.set_title(title, loc='left', fontsize=10)
         ax.set_xlabel('margin m_c, nats')
     axes[0].legend(frameon=False, fontsize=8)

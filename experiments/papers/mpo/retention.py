@@ -12,6 +12,7 @@ Data: pairs of HH-RLHF harmless-base with prompts of at most 64 tokens, response
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -66,8 +67,15 @@ class Size:
 
     steps: int = 32
     questions: int = 100
-    pairs: int = 100
     samples: int = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Data to train on and, of the same name, held-out data."""
+
+    train: Mapping[str, Path]
+    held_out: Mapping[str, Path]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,16 +84,32 @@ class Bench:
 
     Attributes:
       tasks: questions by name.
-      texts: held-out token examples of one response by name; samples of the start among
-        them, so that the fall of their log-prob is a KL.
+      texts: held-out token examples by name; samples of the start among them, so that the
+        fall of their log-prob is a KL.
     """
 
     tasks: Mapping[str, Task]
     texts: Mapping[str, list[TokenExample]]
 
 
+def split_files(folder: Path) -> Files:
+    """Pairs, SFT data and text, each in two files."""
+    parts = {
+        name: write_split(DATA / source, folder, count=count)
+        for name, source, count in (
+            ('pairs', 'hh_rlhf_harmless_test.jsonl.gz', 300),
+            ('sft', 'alpaca_eval_nary.jsonl.gz', 60),
+            ('text', 'bench/mosaic_lambada_openai.jsonl', 100),
+        )
+    }
+    return Files(
+        {name: train for name, (train, _) in parts.items()},
+        {name: held_out for name, (_, held_out) in parts.items()},
+    )
+
+
 def run_config(
-    method: str, lr: float, seed: int, size: Size, text: Path, changes: Mapping[str, Any]
+    method: str, lr: float, seed: int, size: Size, files: Files, changes: Mapping[str, Any]
 ) -> RunConfig:
     """The configuration of a run; `changes` are dotted keys, which come last."""
     config = mpo_smollm2.get_config()
@@ -95,12 +119,15 @@ def run_config(
         'steps': size.steps,
         'export': False,
         'model.remat': 'none',
-        'data.eval_examples': size.pairs,
+        'data.train': str(files.train['pairs']),
+        'data.eval_examples': 0,
         'data.max_prompt_tokens': 64,
         'data.overlong_prompt': 'drop',
         'data.max_response_tokens': 48,
+        'sft.train': str(files.train['sft']),
+        'sft.eval_examples': 0,
         'sft.sequences': 2,
-        'pretrain.train': str(text),
+        'pretrain.train': str(files.train['text']),
         'pretrain.eval_examples': 0,
         'pretrain.sequences': 2,
         'pretrain.max_tokens': 128,
@@ -124,29 +151,39 @@ def config_with(config: Any, values: Mapping[str, Any]) -> Any:
 
 
 def prepare_bench(
-    run: RunConfig, held_out_text: Path, size: Size, tasks: Mapping[str, Path]
+    run: RunConfig, files: Files, size: Size, tasks: Mapping[str, Path]
 ) -> Bench:
     """Questions, held-out text and samples of the start."""
     tokenizer = load_tokenizer(run.model.path)
-    held = dataclasses.replace(run.pretrain, train=str(held_out_text), eval='')
-    streams = load_streams(dataclasses.replace(run, pretrain=held), tokenizer)
-    texts = {'sft': streams[0].held_out, 'text': streams[1].train}
-    pairs = load_datasets(run.data, tokenizer, min_strong=1).held_out
+    loaded = functools.partial(load_datasets, tokenizer=tokenizer, min_strong=1)
+    held = {name: str(path) for name, path in files.held_out.items()}
+    trained = {e.prompt_key for e in loaded(run.data).train}
+    pairs = loaded(dataclasses.replace(run.data, train=held['pairs']))
+    streams = load_streams(
+        dataclasses.replace(
+            run,
+            sft=dataclasses.replace(run.sft, train=held['sft']),
+            pretrain=dataclasses.replace(run.pretrain, train=held['text']),
+        ),
+        tokenizer,
+    )
+    texts = {stream.name: stream.train for stream in streams}
+    texts['pairs'] = [e for e in pairs.train if e.prompt_key not in trained]
     spec, params = load_model(run.model.path)
-    for name, examples in (('pairs', pairs), ('sft', texts['sft'])):
-        prompts = [example.prompt_ids for example in examples][: size.samples]
+    for name in ('pairs', 'sft'):
+        examples = texts[name][: size.samples]
         responses = sample(
             params,
             spec,
             Compute(),
-            prompts,
+            [example.prompt_ids for example in examples],
             max_new_tokens=run.data.max_response_tokens,
             eos_id=int(tokenizer.eos_token_id),
             key=jax.random.key(0),
         )
         texts[f'own_{name}'] = [
             dataclasses.replace(example, response_ids=(response,))
-            for example, response in zip(examples, responses, strict=False)
+            for example, response in zip(examples, responses, strict=True)
         ]
     questions = {
         name: read_task(str(path), limit=size.questions) for name, path in tasks.items()
@@ -157,7 +194,7 @@ def prepare_bench(
 def measure(
     bench: Bench, params: Params, spec: ModelSpec, run: RunConfig
 ) -> dict[str, Any]:
-    """Log-probs of every question's options and of every held-out text."""
+    """Log-probs of every question's options and of every held-out response."""
     tokenizer = load_tokenizer(run.model.path)
     tasks = {
         name: answer(task, params, spec, Compute(), tokenizer, rows=2)
@@ -167,10 +204,10 @@ def measure(
     for name, examples in bench.texts.items():
         prompts = [example.prompt_ids for example in examples]
         answers = [example.response_ids for example in examples]
-        found = score(params, spec, Compute(), prompts, answers, rows=2).logps[:, 0]
+        found = score(params, spec, Compute(), prompts, answers, rows=2).logps
         texts[name] = {
-            'logps': [float(x) for x in found],
-            'tokens': [len(example.response_ids[0]) for example in examples],
+            'logps': found.tolist(),
+            'tokens': [[len(ids) for ids in responses] for responses in answers],
         }
     return {
         'tasks': {name: result.summary() for name, result in tasks.items()},
@@ -203,14 +240,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     version = commit()
     size = Size(args.steps, args.questions)
-    text, held_out = write_split(
-        DATA / 'bench/mosaic_lambada_openai.jsonl', Path('runs/mpo_retention'), count=100
-    )
+    files = split_files(Path('runs/mpo_retention'))
     tasks = {name: DATA / f'bench/mosaic_{name}.jsonl' for name in TASKS}
-    tasks['lambada'] = held_out
+    tasks['lambada'] = files.held_out['text']
     changes = {'model.path': str(args.model)}
-    first = run_config('mpo+sft+text', args.lrs[0], 0, size, text, changes)
-    bench = prepare_bench(first, held_out, size, tasks)
+    first = run_config('mpo+sft+text', args.lrs[0], 0, size, files, changes)
+    bench = prepare_bench(first, files, size, tasks)
     if not (args.out / 'start.json').exists():
         spec, params = load_model(first.model.path)
         write(args.out / 'start.json', measure(bench, params, spec, first))
@@ -219,7 +254,7 @@ def main() -> None:
         if path.exists():
             continue
         began = time.perf_counter()
-        found = train_and_measure(run_config(method, lr, seed, size, text, changes), bench)
+        found = train_and_measure(run_config(method, lr, seed, size, files, changes), bench)
         seconds = time.perf_counter() - began
         about = {'method': method, 'lr': lr, 'seed': seed, 'commit': version}
         write(path, about | {'wall_seconds': seconds} | found)

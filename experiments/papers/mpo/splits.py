@@ -13,7 +13,7 @@ def write_split(
     """Writes `count` random records apart from the others.
 
     Args:
-      source: a JSONL file.
+      source: a JSON or JSONL file, possibly .gz.
       folder: where both files go.
       count: held-out records.
       seed: of the choice.
@@ -24,7 +24,8 @@ def write_split(
     lines = [record for _, record in records(str(source))]
     held = set(random.Random(seed).sample(range(len(lines)), count))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f'{source.stem}_train.jsonl', folder / f'{source.stem}_held_out.jsonl'
+    name = source.name.split('.')[0]
+    paths = folder / f'{name}_train.jsonl', folder / f'{name}_held_out.jsonl'
     for path, wanted in zip(paths, (False, True), strict=True):
         rows = [row for i, row in enumerate(lines) if (i in held) == wanted]
         text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)

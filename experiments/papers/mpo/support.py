@@ -33,6 +33,7 @@ from epa_jax.theory.worlds import World, kl, random_world
 from experiments.papers.common import (
     COLOURS,
     arguments,
+    band,
     interval,
     panels,
     save,
@@ -167,16 +168,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         for name, method in METHODS.items():
             mine = [row for row in rows if row['method'] == name]
             at = [[row[key] for row in mine if row['steps'] == m] for m in marks]
-            mean, half = np.array([interval(values) for values in at]).T
-            ax.plot(marks, mean, color=method.colour, label=name, marker='o', markersize=3)
-            ax.fill_between(
-                marks,
-                mean - half,
-                mean + half,
-                color=method.colour,
-                alpha=0.12,
-                linewidth=0,
-            )
+            band(ax, marks, at, method.colour, name)
         ax.set_xscale('symlog', linthresh=30)
         ax.set_title(title, loc='left', fontsize=10)
         ax.set_xlabel('updates')

@@ -1,15 +1,10 @@
-import jax
 import numpy as np
 import pytest
 
 from epa_jax.theory.worlds import random_world
 from experiments.papers.epa import bradley_terry
 
-
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

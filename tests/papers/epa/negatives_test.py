@@ -1,14 +1,9 @@
-import jax
 import numpy as np
 import pytest
 
 from experiments.papers.epa import negatives
 
-
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

@@ -8,11 +8,7 @@ from epa_jax.theory.population import bradley_terry_pairs
 from epa_jax.theory.worlds import random_world
 from experiments.papers.epa import slope1
 
-
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """Theorem 4.1's gradient: three ways to write it agree; wrong ones do not."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -8,11 +7,7 @@ from epa_jax.theory.population import bradley_terry_pairs
 from epa_jax.theory.worlds import random_world
 from experiments.papers.mpo import importance
 
-
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

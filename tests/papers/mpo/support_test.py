@@ -14,10 +14,7 @@ from experiments.papers.mpo import support
 MARKS = (0, 300, 1000)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,161 @@
+"""The paper's tables in shape, from what retention.py measured.
+
+Command: python -m experiments.papers.mpo.tables
+Reads results/retention/*.json; writes results/tables.csv (a row a run), questions.csv
+(a row a run and task) and tables.png, and prints one line a method and learning rate.
+
+Retention is a difference to the start on the same questions and texts, so its standard
+errors are of paired differences.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.papers.common import COLOURS, arguments, panels, save, write_csv
+
+COLOUR = {
+    'dpo': COLOURS['DPO'],
+    'ipo': COLOURS['other'],
+    'mpo': '#8ecae6',
+    'mpo+sft': '#4895c8',
+    'mpo+sft+text': '#0b3c5d',
+    'dpo+sft+text': COLOURS['IPM'],
+    'sft': COLOURS['exact'],
+}
+SHOWN = {
+    'questions': 'change of accuracy on unrelated questions',
+    'text_nll': 'change of NLL of held-out text, nats a token',
+    'kl_pairs': 'KL(start || policy) on pairs, nats a response',
+    'kl_sft': 'KL(start || policy) on SFT prompts, nats a response',
+}
+
+
+def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    """Mean difference and its standard error."""
+    x = np.array(after, np.float64) - np.array(before, np.float64)
+    return float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x)))
+
+
+def gold_probability(record: Mapping[str, Any]) -> float:
+    """Of the right option among those offered; of the text where there is one."""
+    logps = np.array(record['logps'], np.float64)
+    if len(logps) == 1:
+        return float(np.exp(logps[0]))
+    shares = np.exp(logps - logps.max())
+    return float(shares[record['gold']] / shares.sum())
+
+
+def task_rows(start: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each task's accuracy after the run, and its change."""
+    rows = []
+    for task, records in run['questions'].items():
+        before = start['questions'][task]
+        if [r['origin'] for r in records] != [r['origin'] for r in before]:
+            raise ValueError(
+                f'{task}: the start answered other questions; delete start.json'
+            )
+        change = paired([r['correct'] for r in records], [r['correct'] for r in before])
+        gold = paired(*([gold_probability(r) for r in part] for part in (records, before)))
+        rows.append(
+            {
+                'task': task,
+                'questions': len(records),
+                'start': float(np.mean([r['correct'] for r in before])),
+                'accuracy': float(np.mean([r['correct'] for r in records])),
+                'change': change[0],
+                'change_error': change[1],
+                'gold_probability_change': gold[0],
+                'gold_probability_change_error': gold[1],
+            }
+        )
+    return rows
+
+
+def run_row(start: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run learned and what it kept; `*_error` are standard errors."""
+    summary = run['summary']
+    row: dict[str, Any] = {
+        'accuracy': summary['eval_last']['eval/rewards/accuracies'],
+        'margin': summary['eval_last']['eval/rewards/margins'],
+    }
+    tasks = task_rows(start, run)
+    row['questions'] = float(np.mean([t['change'] for t in tasks]))
+    errors = [t['change_error'] for t in tasks]
+    row['questions_error'] = float(np.linalg.norm(errors) / len(errors))
+    for name in ('sft', 'text'):
+        before, after = (part['texts'][name] for part in (start, run))
+        tokens = np.array(before['tokens'])
+        nll = [
+            -np.array(part['logps']) * len(tokens) / tokens.sum()
+            for part in (after, before)
+        ]
+        row[f'{name}_nll'], row[f'{name}_nll_error'] = paired(*nll)
+    for name in ('pairs', 'sft'):
+        before, after = (part['texts'][f'own_{name}']['logps'] for part in (start, run))
+        row[f'kl_{name}'], row[f'kl_{name}_error'] = paired(before, after)
+    row['seconds'] = run['wall_seconds']
+    return row
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The start and all runs, by method, learning rate and seed."""
+    start = json.loads((folder / 'start.json').read_text('utf-8'))
+    runs = [
+        json.loads(path.read_text('utf-8'))
+        for path in sorted(folder.glob('*.json'))
+        if path.name != 'start.json'
+    ]
+    order = list(COLOUR)
+    runs.sort(key=lambda run: (order.index(run['method']), run['lr'], run['seed']))
+    return start, runs
+
+
+def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Retention against preference accuracy: a point a run, larger for larger rates."""
+    figure, axes = panels(len(SHOWN))
+    lrs = sorted({row['lr'] for row in rows})
+    for ax, (key, title) in zip(axes, SHOWN.items(), strict=True):
+        for method in dict.fromkeys(row['method'] for row in rows):
+            for row in (r for r in rows if r['method'] == method):
+                first = row is next(r for r in rows if r['method'] == method)
+                ax.errorbar(
+                    row['accuracy'],
+                    row[key],
+                    row[f'{key}_error'],
+                    color=COLOUR[method],
+                    marker='o',
+                    markersize=4 + 3 * lrs.index(row['lr']),
+                    linestyle='none',
+                    label=method if first else None,
+                )
+        ax.axhline(0, color='black', linewidth=0.6)
+        ax.set_title(title, loc='left', fontsize=9)
+        ax.set_xlabel('accuracy on held-out pairs')
+    axes[0].legend(frameon=False, fontsize=7)
+    save(figure, file)
+
+
+def main() -> None:
+    """Writes both tables and the figure."""
+    args = arguments(__file__, __doc__)
+    start, runs = read(args.out / 'retention')
+    rows, tasks = [], []
+    for run in runs:
+        about = {key: run[key] for key in ('method', 'lr', 'seed')}
+        rows.append(about | run_row(start, run))
+        tasks += [about | row for row in task_rows(start, run)]
+    write_csv(args.out / 'tables.csv', rows)
+    write_csv(args.out / 'questions.csv', tasks)
+    draw(rows, args.out / 'tables.png')
+    for row in rows:
+        found = [f'{key} {row[key]:.3f} ± {row[f"{key}_error"]:.3f}' for key in SHOWN]
+        print(f'{row["method"]:13} {row["lr"]:g} {row["accuracy"]:.3f}', *found)
+
+
+if __name__ == '__main__':
+    main()
