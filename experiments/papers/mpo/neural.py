@@ -78,6 +78,8 @@ class Size:
     rows: int = 64
     steps: int = 300
     batch: int = 32
+    d_model: int = 32
+    fit_steps: int = 600
 
 
 class Case(NamedTuple):
@@ -100,7 +102,7 @@ class Case(NamedTuple):
 
 def make_case(tree: Tree, seed: int, size: Size) -> Case:
     """World, reference and data of a seed."""
-    world, start = topical_world(tree, BETA, seed)
+    world, start = topical_world(tree, BETA, seed, fit_steps=size.fit_steps)
     rng = np.random.default_rng([seed, 2])
     probs = np.exp(np.asarray(world.log_ref, np.float64))
     probs /= probs.sum(axis=1, keepdims=True)
@@ -192,7 +194,7 @@ def measures(case: Case, logps: Array) -> dict[str, float]:
 
 def run(seeds: int, size: Size, lrs: Sequence[float]) -> list[dict[str, Any]]:
     """The start, and every method at every learning rate, in every world."""
-    tree = topical_tree()
+    tree = topical_tree(size.d_model)
     cases = [make_case(tree, seed, size) for seed in range(seeds)]
     stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), *cases)
     rows = [

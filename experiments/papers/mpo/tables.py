@@ -28,10 +28,10 @@ COLOUR = {
     'sft': COLOURS['exact'],
 }
 SHOWN = {
-    'questions': 'change of accuracy on unrelated questions',
-    'text_nll': 'change of NLL of held-out text, nats a token',
-    'kl_pairs': 'KL(start || policy) on pairs, nats a response',
-    'kl_sft': 'KL(start || policy) on SFT prompts, nats a response',
+    'questions': 'accuracy on other tasks, change',
+    'text_nll': 'NLL of held-out text, change (nats a token)',
+    'kl_pairs': 'KL(start || policy), prompts of pairs (nats)',
+    'kl_sft': 'KL(start || policy), SFT prompts (nats)',
 }
 
 
@@ -56,9 +56,7 @@ def task_rows(start: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str
     for task, records in run['questions'].items():
         before = start['questions'][task]
         if [r['origin'] for r in records] != [r['origin'] for r in before]:
-            raise ValueError(
-                f'{task}: the start answered other questions; delete start.json'
-            )
+            raise ValueError(f'{task}: start.json has other questions; delete it')
         change = paired([r['correct'] for r in records], [r['correct'] for r in before])
         gold = paired(*([gold_probability(r) for r in part] for part in (records, before)))
         rows.append(
@@ -76,30 +74,51 @@ def task_rows(start: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str
     return rows
 
 
+def pair_measures(start: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, float]:
+    """Of held-out pairs, by one yardstick for all losses: the log-ratio to the start."""
+    before, after = (np.array(part['texts']['pairs']['logps']) for part in (start, run))
+    change = after - before
+    margin = change[:, 0] - change[:, 1]
+    right = (margin > 0) + 0.5 * (margin == 0)
+    return {
+        'accuracy': float(right.mean()),
+        'accuracy_error': float(right.std(ddof=1) / math.sqrt(len(right))),
+        'likelier': float((after[:, 0] > after[:, 1]).mean()),
+        'margin': float(margin.mean()),
+        'margin_error': float(margin.std(ddof=1) / math.sqrt(len(margin))),
+        'chosen_change': float(change[:, 0].mean()),
+    }
+
+
 def run_row(start: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run learned and what it kept; `*_error` are standard errors."""
-    summary = run['summary']
-    row: dict[str, Any] = {
-        'accuracy': summary['eval_last']['eval/rewards/accuracies'],
-        'margin': summary['eval_last']['eval/rewards/margins'],
-    }
+    row: dict[str, Any] = pair_measures(start, run)
     tasks = task_rows(start, run)
     row['questions'] = float(np.mean([t['change'] for t in tasks]))
     errors = [t['change_error'] for t in tasks]
     row['questions_error'] = float(np.linalg.norm(errors) / len(errors))
-    for name in ('sft', 'text'):
-        before, after = (part['texts'][name] for part in (start, run))
-        tokens = np.array(before['tokens'])
-        nll = [
-            -np.array(part['logps']) * len(tokens) / tokens.sum()
-            for part in (after, before)
-        ]
-        row[f'{name}_nll'], row[f'{name}_nll_error'] = paired(*nll)
+    for name, text in (('sft', 'sft'), ('text', 'pretrain')):
+        row[f'{name}_nll'], row[f'{name}_nll_error'] = nll_change(start, run, text)
     for name in ('pairs', 'sft'):
-        before, after = (part['texts'][f'own_{name}']['logps'] for part in (start, run))
+        before, after = (
+            [logps for (logps,) in part['texts'][f'own_{name}']['logps']]
+            for part in (start, run)
+        )
         row[f'kl_{name}'], row[f'kl_{name}_error'] = paired(before, after)
     row['seconds'] = run['wall_seconds']
     return row
+
+
+def nll_change(
+    start: Mapping[str, Any], run: Mapping[str, Any], name: str
+) -> tuple[float, float]:
+    """Mean change of the negative log-likelihood, nats a token, and its standard error."""
+    tokens = np.array(start['texts'][name]['tokens'], np.float64)[:, 0]
+    weights = len(tokens) / tokens.sum()
+    after, before = (
+        -weights * np.array(part['texts'][name]['logps'])[:, 0] for part in (run, start)
+    )
+    return paired(after, before)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
