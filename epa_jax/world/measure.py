@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from epa_jax.evals.generation import sample
 from epa_jax.evals.linearity import Linearity, linearity
+from epa_jax.evals.sampling import Sampling
 from epa_jax.evals.scoring import score
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import Compute
@@ -103,8 +104,7 @@ class World:
             self.spec,
             COMPUTE,
             [prompt for prompt in ids for _ in range(each)],
-            max_new_tokens=MAX_NEW_TOKENS,
-            eos_id=self.tokenizer.eos_token_id,
+            Sampling(MAX_NEW_TOKENS, (self.tokenizer.eos_token_id,)),
             key=jax.random.fold_in(jax.random.key(self.seed), stream),
         )
         grouped = [flat[i * each : (i + 1) * each] for i in range(len(ids))]

@@ -1,4 +1,4 @@
-"""One token at a time against whole sequences."""
+"""Prompts at once and one token at a time against whole sequences."""
 
 import dataclasses
 
@@ -30,10 +30,18 @@ def test_every_next_token_has_the_logits_of_the_whole_sequence(changes):
     expected = hidden @ transformer.head_weights(params).T
 
     @jax.jit
-    def step(cache, tokens, place):
-        return decode.next_logits(params, cache, tokens, place, spec=spec, compute=compute)
+    def step(cache, tokens, place, starts):
+        return decode.next_logits(
+            params, cache, tokens, place, starts, spec=spec, compute=compute
+        )
 
-    cache = decode.empty_cache(spec, 2, 12, 'float32')
-    for t in range(9):
-        logits, cache = step(cache, tokens_BT[:, t], t)
-        np.testing.assert_allclose(logits, expected[:, t], rtol=1e-4, atol=1e-5)
+    # prompts of 5 and of 3 tokens, on the left of place 6
+    starts, offset = np.array([1, 3]), np.array([1, 3])[:, None]
+    index = np.arange(6) - offset
+    padded = np.where(index >= 0, np.take_along_axis(tokens_BT, index.clip(0), 1), 7)
+    logits, cache = decode.read(params, padded, starts, 12, spec=spec, compute=compute)
+    rows = np.arange(2)
+    for place in range(6, 9):
+        last = place - 1 - starts
+        np.testing.assert_allclose(logits, expected[rows, last], rtol=1e-4, atol=1e-5)
+        logits, cache = step(cache, tokens_BT[rows, last + 1], place, starts)

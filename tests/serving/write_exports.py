@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from epa_jax.evals.generation import sample
+from epa_jax.evals.sampling import Sampling
 from epa_jax.evals.scoring import score
 from epa_jax.formats.export import export_model
 from epa_jax.models import transformer
@@ -58,10 +59,8 @@ def expected(spec: ModelSpec, params: Params) -> dict:
         spec,
         COMPUTE,
         [ids],
-        max_new_tokens=20,
-        eos_id=tokenizer.eos_token_id,
+        Sampling(20, (tokenizer.eos_token_id,), temperature=0.0),
         key=jax.random.key(0),
-        temperature=0.0,
     )
     return {
         'text': ' '.join(words),

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from epa_jax.evals.generation import sample
+from epa_jax.evals.sampling import Sampling
 from epa_jax.evals.scoring import score
 from epa_jax.formats.load import load_model
 from epa_jax.formats.tokenizer import load_tokenizer
@@ -40,8 +41,7 @@ class Storyteller:
             self.spec,
             COMPUTE,
             [opening for opening in openings for _ in range(each)],
-            max_new_tokens=LENGTH,
-            eos_id=self.tokenizer.eos_token_id,
+            Sampling(LENGTH, (self.tokenizer.eos_token_id,)),
             key=key,
         )
         return [flat[i : i + each] for i in range(0, len(flat), each)]
@@ -56,8 +56,7 @@ class Storyteller:
                 self.spec,
                 COMPUTE,
                 [bos] * count,
-                max_new_tokens=OPENING,
-                eos_id=self.tokenizer.eos_token_id,
+                Sampling(OPENING, (self.tokenizer.eos_token_id,)),
                 key=part,
             )
             found |= {ids.tobytes(): ids for ids in drawn if len(ids) == OPENING}

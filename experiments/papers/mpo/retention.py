@@ -30,6 +30,7 @@ from epa_jax.data.load import load_datasets
 from epa_jax.data.streams import load_streams
 from epa_jax.evals.answers import answer
 from epa_jax.evals.generation import sample
+from epa_jax.evals.sampling import Sampling
 from epa_jax.evals.scoring import score
 from epa_jax.evals.tasks import Task, read_task
 from epa_jax.formats.load import load_model
@@ -177,8 +178,7 @@ def prepare_bench(
             spec,
             Compute(),
             [example.prompt_ids for example in examples],
-            max_new_tokens=run.data.max_response_tokens,
-            eos_id=int(tokenizer.eos_token_id),
+            Sampling(run.data.max_response_tokens, (int(tokenizer.eos_token_id),)),
             key=jax.random.key(0),
         )
         texts[f'own_{name}'] = [
