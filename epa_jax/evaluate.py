@@ -10,21 +10,17 @@ from typing import Any
 
 import jax
 
-from epa_jax import sharding
+from epa_jax.checkpoints import CheckpointError
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.evals.answers import Answers, answer
 from epa_jax.evals.scoring import ROWS
 from epa_jax.evals.tasks import Task, read_task
-from epa_jax.formats.load import load_model, load_spec
 from epa_jax.formats.names import FormatError
-from epa_jax.formats.tokenizer import check_vocabulary, load_tokenizer
-from epa_jax.models import transformer
 from epa_jax.models.hf_config import SpecError
-from epa_jax.models.transformer import Compute
-from epa_jax.schema import MeshConfig
+from epa_jax.policy import add_model_arguments, policy_of
 
-USER_ERRORS = (ConfigError, DataError, FormatError, SpecError)
+USER_ERRORS = (CheckpointError, ConfigError, DataError, FormatError, SpecError)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,16 +29,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         prog='python -m epa_jax.evaluate',
         description='Multiple choice and completion by log-likelihood.',
     )
+    add_model_arguments(parser)
     add = parser.add_argument
-    add('model', type=Path, help='a run folder, a Hugging Face folder or a .gguf file')
     add('tasks', nargs='+', help='JSONL files; see epa_jax.evals.tasks for their keys')
-    add('--tokenizer', type=Path, help='a folder or .gguf file, if not beside the weights')
     add('--limit', type=int, default=0, help='questions of each task, at random; 0: all')
     add('--seed', type=int, default=0, help='of that choice')
     add('--delimiter', help='between query and choice; by the query unless given')
-    add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
-    add('--fsdp', type=int, default=-1, help='shards of the parameters; -1: all devices')
-    add('--tensor', type=int, default=1, help='shards of heads, MLP and vocabulary')
     add('--rows', type=int, default=ROWS, help='rows a device computes together')
     add('--out', type=Path, help='JSON file of the summaries')
     add('--details', type=Path, help='JSONL file with a line for each question')
@@ -67,18 +59,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def _answers(args: argparse.Namespace, tasks: list[Task]) -> Any:
     """Answers to each task, and how long they took."""
-    path = args.model / 'export' if (args.model / 'export').is_dir() else args.model
-    mesh = sharding.make_mesh(MeshConfig(fsdp=args.fsdp, tensor=args.tensor))
-    spec = load_spec(path)
-    shapes = transformer.abstract_params(spec, args.dtype)
-    where = sharding.param_shardings(mesh, shapes, transformer.logical_axes(spec))
-    _, params = load_model(path, args.dtype, where)
-    tokenizer = load_tokenizer(args.tokenizer or path)
-    check_vocabulary(tokenizer, spec)
-    compute = Compute(dtype=args.dtype, constrain=sharding.constrainer(mesh))
+    policy = policy_of(args)
     for task in tasks:
         began = time.perf_counter()
-        result = answer(task, params, spec, compute, tokenizer, mesh=mesh, rows=args.rows)
+        result = answer(
+            task,
+            policy.params,
+            policy.spec,
+            policy.compute,
+            policy.tokenizer,
+            mesh=policy.mesh,
+            rows=args.rows,
+        )
         yield result, time.perf_counter() - began
 
 
@@ -107,6 +99,7 @@ def _write(args: argparse.Namespace, found: list[Answers]) -> None:
             'model': str(args.model),
             'limit': args.limit,
             'seed': args.seed,
+            'step': args.step,
             'dtype': args.dtype,
             'tasks': {result.task.name: result.summary() for result in found},
         }

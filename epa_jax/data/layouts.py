@@ -78,14 +78,14 @@ def _pairs(record: Record, origin: str) -> Example:
     if isinstance(chosen, str) and _is_texts(rejected):
         texts = (chosen, *rejected)
         roles = (Role.CHOSEN, *[Role.REJECTED] * len(rejected))
-        return Example(_prompt(_get(record, 'prompt')), texts, roles, None, origin)
+        return Example(prompt_of(_get(record, 'prompt')), texts, roles, None, origin)
     if type(chosen) is not type(rejected):
         raise RecordError('chosen and rejected are of different types')
     if isinstance(chosen, str):
         if prompt is None:
             _refuse_other_prompts(record)
             prompt, (chosen, rejected) = _shared_text(chosen, rejected)
-        prompt = _prompt(prompt)
+        prompt = prompt_of(prompt)
         texts = (chosen, rejected)
     else:
         prompt, texts = _pair_of_messages(prompt, _messages(chosen), _messages(rejected))
@@ -175,7 +175,7 @@ def _transcript(text: Any, name: str) -> tuple[Message, ...]:
 
 def _rated(record: Record, origin: str) -> Example:
     name = 'prompt' if 'prompt' in record else 'instruction'
-    prompt = _prompt(_get(record, name))
+    prompt = prompt_of(_get(record, name))
     if 'completions' in record:
         items = _get(record, 'completions')
         texts = [_get(item, 'response') for item in items]
@@ -205,7 +205,7 @@ def _sft(record: Record, origin: str) -> Example:
         if not prompt:
             raise RecordError('messages: expected a prompt before the last message')
     else:
-        prompt, text = _prompt(_get(record, 'prompt')), _get(record, 'completion')
+        prompt, text = prompt_of(_get(record, 'prompt')), _get(record, 'completion')
         if isinstance(text, list | tuple):
             text = _answer(_messages(text), 'completion')
     return Example(prompt, (text,), (Role.CHOSEN,), None, origin)
@@ -217,7 +217,12 @@ def _get(record: Any, key: str) -> Any:
     return record[key]
 
 
-def _prompt(value: Any) -> str | tuple[Message, ...]:
+def prompt_of(value: Any) -> str | tuple[Message, ...]:
+    """A prompt: text, or a list of messages.
+
+    Raises:
+      RecordError: neither.
+    """
     if isinstance(value, str):
         if not value:
             raise RecordError('prompt is empty')

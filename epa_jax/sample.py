@@ -1,0 +1,178 @@
+"""Responds to prompts: python -m epa_jax.sample MODEL --prompt 'Why is the sky blue?'"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from epa_jax.checkpoints import CheckpointError
+from epa_jax.config import ConfigError
+from epa_jax.data.prompts import Prompt, encode_prompts, read_prompts
+from epa_jax.data.sources import DataError
+from epa_jax.evals.generation import ROWS, Stop, sample
+from epa_jax.evals.sampling import Sampling
+from epa_jax.formats.names import FormatError
+from epa_jax.models.hf_config import SpecError
+from epa_jax.policy import Policy, add_model_arguments, policy_of
+from epa_jax.schema import DataConfig
+
+USER_ERRORS = (CheckpointError, ConfigError, DataError, FormatError, SpecError)
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m epa_jax.sample', description='Responses of a policy to prompts.'
+    )
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add('--prompt', action='append', default=[], help='a prompt; may be repeated')
+    add('--prompts', help='a file, data set or hub name; see epa_jax.data.prompts')
+    add('--limit', type=int, default=0, help='prompts to read at most; 0: all')
+    add('--n', type=int, default=1, help='responses to each prompt')
+    add('--max_new_tokens', type=int, default=256, help='of a response')
+    add('--temperature', type=float, default=1.0, help='0: greedy')
+    add('--top_k', type=int, default=0, help='likeliest tokens kept; 0: all')
+    add('--top_p', type=float, default=1.0, help='probability kept')
+    add('--min_p', type=float, default=0.0, help="least share of the likeliest token's")
+    add('--stop', action='append', default=[], help='text that ends a response, left out')
+    add('--seed', type=int, default=0, help='of the responses')
+    add('--chat_template', default='auto', help="'auto', 'none' or a Jinja file")
+    add('--system_prompt', default='', help='before conversations without one')
+    add('--rows', type=int, default=ROWS, help='responses a device computes together')
+    add('--out', type=Path, help='JSONL file; else responses are printed')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints or writes responses, and says how fast they came."""
+    args = arguments(argv)
+    prompts = [Prompt(text, '--prompt', {}) for text in args.prompt]
+    if args.prompts:
+        prompts += read_prompts(args.prompts, args.limit)
+    if not prompts or args.n < 1:
+        raise ConfigError('nothing to respond to: give --prompt or --prompts, and --n 1')
+    policy = policy_of(args)
+    cfg = DataConfig(chat_template=args.chat_template, system_prompt=args.system_prompt)
+    ids = encode_prompts(prompts, policy.tokenizer, cfg)
+    began = time.perf_counter()
+    flat = respond(policy, [x for x in ids for _ in range(args.n)], args)
+    seconds = time.perf_counter() - began
+    if jax.process_index() == 0:
+        responses = [flat[i : i + args.n] for i in range(0, len(flat), args.n)]
+        rows = list(records(policy, prompts, ids, responses, args.stop))
+        show(rows, args.out)
+        tokens = sum(len(response) for response in flat)
+        print(
+            f'{len(flat)} responses, {tokens} tokens, {tokens / seconds:.0f} tokens/s '
+            f'({seconds:.1f} s, compiling included)',
+            file=sys.stderr,
+        )
+
+
+def respond(
+    policy: Policy, ids: Sequence[np.ndarray], args: argparse.Namespace
+) -> list[np.ndarray]:
+    """A response to each of these prompts."""
+    eos = policy.tokenizer.eos_token_id
+    sampling = Sampling(
+        max_new_tokens=args.max_new_tokens,
+        stop_ids=() if eos is None else (int(eos),),
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+    )
+    return sample(
+        policy.params,
+        policy.spec,
+        policy.compute,
+        ids,
+        sampling,
+        key=jax.random.key(args.seed),
+        stop=stop_at(policy, args.stop) if args.stop else None,
+        mesh=policy.mesh,
+        rows=args.rows,
+    )
+
+
+def stop_at(policy: Policy, texts: Sequence[str]) -> Stop:
+    """Ends a response with the token that completes one of `texts`."""
+
+    def text_of(tokens: np.ndarray) -> str:
+        return str(policy.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def stop(response: np.ndarray) -> int | None:
+        if not any(text in text_of(response) for text in texts):
+            return None
+        sizes = range(1, len(response) + 1)
+        return next(n for n in sizes if any(t in text_of(response[:n]) for t in texts))
+
+    return stop
+
+
+def records(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    ids: Sequence[np.ndarray],
+    responses: Sequence[Sequence[np.ndarray]],
+    stops: Sequence[str],
+) -> Iterable[dict[str, Any]]:
+    """What is written of each prompt; `finished` is whether a response ended by itself."""
+    eos = policy.tokenizer.eos_token_id
+    for prompt, tokens, answers in zip(prompts, ids, responses, strict=True):
+        whole = [policy.tokenizer.decode(a, skip_special_tokens=True) for a in answers]
+        texts = [_before(text, stops) for text in whole]
+        yield {
+            'prompt': prompt.prompt
+            if isinstance(prompt.prompt, str)
+            else [message._asdict() for message in prompt.prompt],
+            'responses': texts,
+            'tokens': [len(answer) for answer in answers],
+            'prompt_tokens': len(tokens),
+            'finished': [
+                bool(len(answer) and answer[-1] == eos) or text != before
+                for answer, text, before in zip(answers, texts, whole, strict=True)
+            ],
+        }
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of `stops`."""
+    found = [text.index(stop) for stop in stops if stop in text]
+    return text[: min(found)] if found else text
+
+
+def show(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
+    """Writes JSONL, or prints."""
+    if out is None:
+        for row in rows:
+            last = row['prompt'] if isinstance(row['prompt'], str) else row['prompt'][-1]
+            print(f'>>> {last}')
+            for text in row['responses']:
+                print(text.strip(), end='\n\n')
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open('w', encoding='utf-8') as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + '\n')
+
+
+def run_main() -> None:
+    """Shows bad input as one message."""
+    logging.basicConfig(format='%(message)s')
+    try:
+        main()
+    except USER_ERRORS as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+    run_main()
