@@ -1,0 +1,45 @@
+"""Intervals for means over prompts, by resampling prompts."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+DRAWS = 2000
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its 95 % percentile interval; NaN where unknown."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Such as '0.512 [0.431, 0.598]'."""
+        return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
+
+
+def mean_interval(values: np.ndarray, seed: int = 0, draws: int = DRAWS) -> Interval:
+    """Interval of a mean; NaN values are left out, as prompts that say nothing.
+
+    Args:
+      values: float [N], one for each prompt.
+      seed: of the resampling.
+      draws: resamples.
+    """
+    known = values[~np.isnan(values)]
+    return ratio_interval(known, np.ones(known.shape), seed, draws)
+
+
+def ratio_interval(
+    totals: np.ndarray, weights: np.ndarray, seed: int = 0, draws: int = DRAWS
+) -> Interval:
+    """Interval of sum(totals) / sum(weights); the prompts [N] are the independent draws."""
+    if not weights.sum() > 0:
+        return Interval(np.nan, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(0, len(totals), (draws, len(totals)))
+    below = weights[chosen].sum(axis=1)
+    ratios = totals[chosen].sum(axis=1)[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Interval(float(totals.sum() / weights.sum()), float(low), float(high))
