@@ -49,19 +49,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add('--step', type=int, help='checkpoint of a run folder; its end unless given')
     add('--tokenizer', type=Path, help='a folder or .gguf file, if not beside the weights')
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
-    add('--data', type=int, default=1, help='copies of the model')
-    add('--fsdp', type=int, default=-1, help='shards of the parameters; -1: all devices')
-    add('--tensor', type=int, default=1, help='shards of heads, MLP and vocabulary')
+    add('--mesh_data', type=int, default=1, help='copies of the model')
+    add(
+        '--mesh_fsdp',
+        type=int,
+        default=-1,
+        help='shards of the parameters; -1: all devices',
+    )
+    add('--mesh_tensor', type=int, default=1, help='shards of heads, MLP and vocabulary')
 
 
 def policy_of(args: argparse.Namespace) -> Policy:
     """The policy that a command line names; see `load_policy`."""
+    shape = MeshConfig(args.mesh_data, args.mesh_fsdp, args.mesh_tensor)
     return load_policy(
         args.model,
         step=args.step,
         tokenizer=args.tokenizer,
         dtype=args.dtype,
-        mesh=sharding.make_mesh(MeshConfig(args.data, args.fsdp, args.tensor)),
+        mesh=sharding.make_mesh(shape),
     )
 
 

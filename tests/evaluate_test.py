@@ -27,7 +27,16 @@ def files(tmp_path):
 def test_tasks_are_printed_and_written(files, capsys):
     out, details = files / 'out/tasks.json', files / 'out/details.jsonl'
     sources = [str(files / 'task.jsonl'), str(files / 'text.jsonl')]
-    options = ['--fsdp', '4', '--tensor', '2', '--out', str(out), '--details', str(details)]
+    options = [
+        '--mesh_fsdp',
+        '4',
+        '--mesh_tensor',
+        '2',
+        '--out',
+        str(out),
+        '--details',
+        str(details),
+    ]
     evaluate.main([str(files / 'model'), *sources, *options])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -57,7 +66,7 @@ def test_a_run_folder_is_read_from_its_export(files, capsys):
     [
         (['nowhere', 'task.jsonl'], 'FormatError: nowhere: does not exist'),
         (['model', 'missing.jsonl'], 'DataError: missing.jsonl: no such file'),
-        (['model', 'task.jsonl', '--tensor', '3'], 'ConfigError: mesh'),
+        (['model', 'task.jsonl', '--mesh_tensor', '3'], 'ConfigError: mesh'),
     ],
 )
 def test_bad_input_is_one_message(files, monkeypatch, words, message):

@@ -37,7 +37,7 @@ def test_responses_are_printed(folder, capsys):
 def test_responses_are_written_and_repeat(folder):
     words = ['--prompts', str(folder / 'prompts.jsonl'), '--n', '3', '--out']
     run(folder, *words, str(folder / 'a.jsonl'))
-    run(folder, *words, str(folder / 'b.jsonl'), '--rows', '2', '--tensor', '2')
+    run(folder, *words, str(folder / 'b.jsonl'), '--rows', '2', '--mesh_tensor', '2')
     run(folder, *words, str(folder / 'c.jsonl'), '--seed', '1')
     first, again, other = (read(folder / f'{name}.jsonl') for name in 'abc')
     assert first == again != other
