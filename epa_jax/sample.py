@@ -128,7 +128,7 @@ def records(
     """What is written of each prompt; `finished` is whether a response ended by itself."""
     eos = policy.tokenizer.eos_token_id
     for prompt, tokens, answers in zip(prompts, ids, responses, strict=True):
-        whole = [policy.tokenizer.decode(a, skip_special_tokens=True) for a in answers]
+        whole = [str(policy.tokenizer.decode(a, skip_special_tokens=True)) for a in answers]
         texts = [_before(text, stops) for text in whole]
         yield {
             'prompt': prompt.prompt

@@ -106,12 +106,12 @@ def _scores(
     mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Keys of the prompts with what was found, whole on every process."""
+    hits = None
     if greedy:
         logps, hits = logprobs.greedy_responses(params, batch, spec=spec, compute=compute)
-        out = (batch.keys, logps, hits)
     else:
-        table = logprobs.response_table(params, batch, spec=spec, compute=compute)
-        out = (batch.keys, table.logps, None)
+        logps = logprobs.response_table(params, batch, spec=spec, compute=compute).logps
+    out = (batch.keys, logps, hits)
     if mesh is None:
         return out
     return jax.lax.with_sharding_constraint(out, sharding.replicated(mesh))
