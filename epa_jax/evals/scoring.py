@@ -1,7 +1,7 @@
 """Log-probs of given responses, outside a training run."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -62,10 +62,8 @@ def score(
     columns = max(len(answers) for answers in responses)
     logps = np.full((len(groups), columns), np.nan, np.float32)
     hits = np.zeros((len(groups), columns), bool)
-    layout = _layout([group.num_tokens for group in groups], columns, rows, mesh)
-    for batch in packing.pack(groups, layout, row_slice=packing.own_rows(layout)):
-        placed = batch if mesh is None else sharding.place_batch(mesh, batch)
-        out = _scores(params, placed, spec=spec, compute=compute, greedy=greedy, mesh=mesh)
+    for batch in packed(groups, columns, rows, mesh):
+        out = _scores(params, batch, spec=spec, compute=compute, greedy=greedy, mesh=mesh)
         keys, found, hit = jax.device_get(out)
         keys = keys.reshape(-1)
         logps[keys[keys >= 0]] = found[keys >= 0]
@@ -80,6 +78,22 @@ def _group(key: int, prompt: np.ndarray, answers: Sequence[np.ndarray]) -> Token
     return TokenGroup(
         key, prompt, tuple(answers), roles, np.full(len(answers), np.nan, np.float32)
     )
+
+
+def packed(
+    groups: Sequence[TokenGroup], columns: int, rows: int, mesh: Mesh | None
+) -> Iterator[PackedBatch]:
+    """Batches of one shape that hold all groups, on the mesh.
+
+    Args:
+      groups: one or more.
+      columns: most responses of a group.
+      rows: most rows computed together on each batch device.
+      mesh: the devices; None is one.
+    """
+    layout = _layout([group.num_tokens for group in groups], columns, rows, mesh)
+    for batch in packing.pack(groups, layout, row_slice=packing.own_rows(layout)):
+        yield batch if mesh is None else sharding.place_batch(mesh, batch)
 
 
 def _layout(

@@ -8,11 +8,15 @@ torch = pytest.importorskip('torch')
 import jax  # noqa: E402
 import transformers  # noqa: E402
 
+from epa_jax import sharding  # noqa: E402
 from epa_jax.evals.generation import sample  # noqa: E402
+from epa_jax.evals.rewards import open_reward_model  # noqa: E402
 from epa_jax.evals.sampling import Sampling, Values, kept  # noqa: E402
 from epa_jax.evals.scoring import score  # noqa: E402
 from epa_jax.formats.load import load_model  # noqa: E402
 from epa_jax.models.transformer import Compute  # noqa: E402
+from epa_jax.schema import MeshConfig  # noqa: E402
+from tests import small_run  # noqa: E402
 from tests.parity import reference  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -83,3 +87,33 @@ def test_truncation_keeps_what_transformers_keeps(seed):
     values = Values.of(Sampling(1, (), top_k=top_k, top_p=float(top_p), min_p=min_p))
     finite = torch.isfinite(scores).numpy()
     np.testing.assert_array_equal(np.asarray(kept(logits, values)), finite)
+
+
+@pytest.mark.parametrize('kind', ['llama', 'mistral'])
+def test_rewards(kind, tmp_path):
+    classes = {
+        'llama': (transformers.LlamaConfig, transformers.LlamaForSequenceClassification),
+        'mistral': (
+            transformers.MistralConfig,
+            transformers.MistralForSequenceClassification,
+        ),
+    }
+    config_class, model_class = classes[kind]
+    torch.manual_seed(0)
+    config = config_class(**reference.SIZES, num_labels=1, pad_token_id=0)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn_like(p)
+            p.copy_(1 + 0.3 * noise if 'norm' in name else 0.2 * noise)
+    model.save_pretrained(tmp_path)
+    small_run.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / 'chat_template.jinja').write_text('{{ messages[0].content }}')
+    ours = open_reward_model(tmp_path, sharding.make_mesh(MeshConfig()))
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 96, n).astype(np.int32) for n in (4, 31, 12)]
+    found = ours.of_tokens(sequences)
+    for reward, ids in zip(found, sequences, strict=True):
+        with torch.no_grad():
+            theirs = float(model(torch.as_tensor(ids)[None].long()).logits[0, 0])
+        assert reward == pytest.approx(theirs, abs=1e-4)
