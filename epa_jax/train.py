@@ -102,7 +102,7 @@ def train(run: RunConfig) -> TrainResult:
             loop.state.params,
             tokenizer,
             dtype=run.model.param_dtype,
-            model_card=model_card(run, summary),
+            model_card=model_card(folder.config, summary),
             overwrite=True,
         )
     if jax.process_index() == 0:

@@ -1,0 +1,75 @@
+"""Writes a policy as a Hugging Face folder: python -m epa_jax.export RUN OUT."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from epa_jax.checkpoints import CheckpointError
+from epa_jax.config import ConfigError
+from epa_jax.formats.export import DTYPES, export_model
+from epa_jax.formats.names import FormatError
+from epa_jax.model_card import model_card
+from epa_jax.models.hf_config import SpecError
+from epa_jax.policy import add_model_arguments, policy_of
+
+USER_ERRORS = (CheckpointError, ConfigError, FormatError, SpecError)
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m epa_jax.export',
+        description='A run, a checkpoint of it or any readable model as a folder that '
+        'transformers and vLLM open.',
+    )
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add('out', type=Path, help='folder to make')
+    add('--weights', default='bfloat16', choices=sorted(DTYPES), help='dtype in the file')
+    add('--overwrite', action='store_true', help='replace a folder of that name')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Writes weights, tokenizer, chat template, generation defaults and model card."""
+    args = arguments(argv)
+    policy = policy_of(args)
+    out = export_model(
+        args.out,
+        policy.spec,
+        policy.params,
+        policy.tokenizer,
+        dtype=args.weights,
+        model_card=_card(args.model, args.step),
+        overwrite=args.overwrite,
+    )
+    print(f'exported {out}')
+
+
+def _card(model: Path, step: int | None) -> str | None:
+    """The model card of a run; other models have none to write."""
+    if not (model / 'checkpoints').is_dir():
+        return None
+    config = json.loads((model / 'config.json').read_text('utf-8'))
+    summary = model / 'summary.json'
+    found = json.loads(summary.read_text('utf-8')) if summary.is_file() else None
+    if found is None and step is None:  # it has not finished
+        saved = (model / 'checkpoints').iterdir()
+        step = max(int(path.name) for path in saved if path.name.isdigit())
+    last = found is not None and step == found['steps']
+    return model_card(config, found, None if last else step)
+
+
+def run_main() -> None:
+    """Shows bad input as one message."""
+    logging.basicConfig(format='%(message)s')
+    try:
+        main()
+    except USER_ERRORS as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+    run_main()
