@@ -18,7 +18,7 @@ from epa_jax.evals.scoring import ROWS
 from epa_jax.evals.tasks import Task, read_task
 from epa_jax.formats.names import FormatError
 from epa_jax.models.hf_config import SpecError
-from epa_jax.policy import add_model_arguments, policy_of
+from epa_jax.policy import add_model_arguments, evals_file, policy_of
 
 USER_ERRORS = (CheckpointError, ConfigError, DataError, FormatError, SpecError)
 
@@ -36,7 +36,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--seed', type=int, default=0, help='of that choice')
     add('--delimiter', help='between query and choice; by the query unless given')
     add('--rows', type=int, default=ROWS, help='rows a device computes together')
-    add('--out', type=Path, help='JSON file of the summaries')
+    add('--out', type=Path, help='JSON file of the summaries; of a run, in its evals/')
     add('--details', type=Path, help='JSONL file with a line for each question')
     return parser.parse_args(argv)
 
@@ -93,8 +93,9 @@ def describe(answers: Answers) -> str:
 
 
 def _write(args: argparse.Namespace, found: list[Answers]) -> None:
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+    path = evals_file(args, 'tasks')
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         out = {
             'model': str(args.model),
             'limit': args.limit,
@@ -103,7 +104,7 @@ def _write(args: argparse.Namespace, found: list[Answers]) -> None:
             'dtype': args.dtype,
             'tasks': {result.task.name: result.summary() for result in found},
         }
-        args.out.write_text(json.dumps(out, indent=2) + '\n', 'utf-8')
+        path.write_text(json.dumps(out, indent=2) + '\n', 'utf-8')
     if args.details:
         args.details.parent.mkdir(parents=True, exist_ok=True)
         with args.details.open('w', encoding='utf-8') as file:

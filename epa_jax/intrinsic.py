@@ -19,7 +19,13 @@ from epa_jax.evals.intrinsic import Rated, intrinsic
 from epa_jax.evals.scoring import ROWS, score
 from epa_jax.formats.names import FormatError
 from epa_jax.models.hf_config import SpecError
-from epa_jax.policy import Policy, add_model_arguments, load_policy, policy_of
+from epa_jax.policy import (
+    Policy,
+    add_model_arguments,
+    evals_file,
+    load_policy,
+    policy_of,
+)
 from epa_jax.schema import DataConfig
 from epa_jax.types import TokenExample
 
@@ -45,7 +51,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--max_response_tokens', type=int, default=512, help='longer ones are cut')
     add('--rows', type=int, default=ROWS, help='rows a device computes together')
     add('--seed', type=int, default=0, help='of the bootstrap')
-    add('--out', type=Path, help='JSON file')
+    add('--out', type=Path, help='JSON file; of a run, in its evals/')
     return parser.parse_args(argv)
 
 
@@ -164,11 +170,15 @@ def _show(args: argparse.Namespace, found: dict[str, Any], about: dict[str, Any]
     )
     for name, interval in found.items():
         print(f'{name:26} {interval}')
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        metrics = {name: list(interval) for name, interval in found.items()}
+    path = evals_file(args, 'intrinsic')
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics = {
+            name: [None if np.isnan(x) else x for x in interval]
+            for name, interval in found.items()
+        }
         out = {'model': str(args.model), 'data': args.data, **about, 'metrics': metrics}
-        args.out.write_text(json.dumps(out, indent=2) + '\n', 'utf-8')
+        path.write_text(json.dumps(out, indent=2) + '\n', 'utf-8')
 
 
 def run_main() -> None:

@@ -71,6 +71,19 @@ def policy_of(args: argparse.Namespace) -> Policy:
     )
 
 
+def evals_file(args: argparse.Namespace, name: str) -> Path | None:
+    """Where a measurement is written: as given, or in the run's folder; None elsewhere.
+
+    Args:
+      args: with `out`, `model` and `step`.
+      name: of the measurement.
+    """
+    if args.out or not (args.model / 'checkpoints').is_dir():
+        return args.out
+    suffix = '' if args.step is None else f'_step_{args.step}'
+    return args.model / 'evals' / f'{name}{suffix}.json'
+
+
 def load_policy(
     path: Path,
     *,

@@ -1,0 +1,50 @@
+"""Several runs side by side: python -m epa_jax.compare RUN RUN ... --out FOLDER."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from epa_jax.comparison import table
+from epa_jax.comparison.figure import draw
+from epa_jax.comparison.page import page
+from epa_jax.comparison.runs import grouped, read_run
+from epa_jax.config import ConfigError
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m epa_jax.compare',
+        description='A table with intervals, training curves and an HTML report. Runs that '
+        'differ in their seed alone become one column.',
+    )
+    add = parser.add_argument
+    add('runs', nargs='+', type=Path, help='run folders')
+    add('--out', type=Path, help='folder for table.csv, curves.png and report.html')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the table and writes the report."""
+    args = arguments(argv)
+    groups = grouped([read_run(folder) for folder in args.runs])
+    print('\n'.join(table.text(groups)))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        figure = draw(groups)
+        figure.savefig(args.out / 'curves.png')
+        (args.out / 'table.csv').write_text(table.as_csv(groups), 'utf-8')
+        (args.out / 'report.html').write_text(page(groups, figure), 'utf-8')
+        print(f'\nreport {args.out / "report.html"}')
+
+
+def run_main() -> None:
+    """Shows bad input as one message."""
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+    run_main()

@@ -1,0 +1,183 @@
+"""What runs leave behind: configuration, metrics, summary, evaluations."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import scipy.stats
+
+from epa_jax.config import ConfigError
+from epa_jax.evals.bootstrap import Interval
+
+# keys that do not say what was done
+SILENT = ('seed', 'workdir', 'export', 'max_bad_steps', 'step0_guard')
+SILENT_GROUPS = ('log.', 'checkpoint.', 'mesh.')
+SHOWN = ('rewards/accuracies', 'rewards/margins', 'sft/nll', 'pretrain/nll')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder, read.
+
+    Attributes:
+      folder: where it is.
+      config: configuration by dotted key.
+      summary: outcome; None while the run has not finished.
+      metrics: lines of metrics.jsonl.
+      held_out: held-out prompts of its evaluations.
+      evals: contents of evals/*.json by file name without ending.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+    metrics: Sequence[Mapping[str, Any]]
+    held_out: int
+    evals: Mapping[str, Mapping[str, Any]]
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric."""
+        lines = [line for line in self.metrics if line.get(name) is not None]
+        return [line['step'] for line in lines], [float(line[name]) for line in lines]
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder; a run may be unfinished.
+
+    Raises:
+      ConfigError: no run there, or a file of it that cannot be read.
+    """
+    config = _json(folder / 'config.json', needed=True)
+    if 'loss.name' not in config:
+        raise ConfigError(f'{folder}: config.json is not that of a run')
+    report = _json(folder / 'data_report.json') or {}
+    return Run(
+        folder=folder,
+        config=config,
+        summary=_json(folder / 'summary.json'),
+        metrics=_lines(folder / 'metrics.jsonl'),
+        held_out=int((report.get('held_out') or {}).get('examples', 0)),
+        evals={
+            path.stem: _json(path, needed=True)
+            for path in sorted((folder / 'evals').glob('*.json'))
+        },
+    )
+
+
+def _json(path: Path, needed: bool = False) -> Any:
+    if not path.is_file() and not needed:
+        return None
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'{path}: cannot be read: {error}') from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    out = []
+    for number, line in enumerate(path.read_text('utf-8').splitlines(), start=1):
+        try:
+            out.append(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(f'{path}:{number}: not JSON: {error}') from error
+    return out
+
+
+def measured(run: Run) -> dict[str, Interval]:
+    """What was measured at the end of a run; intervals are NaN where not known.
+
+    Accuracies of held-out pairs have a normal interval over prompts, tasks one of their
+    standard error, and the implicit reward the bootstrap's.
+    """
+    out: dict[str, Interval] = {}
+    last = (run.summary or {}).get('eval_last') or {}
+    for name in SHOWN:
+        if f'eval/{name}' in last:
+            value = float(last[f'eval/{name}'])
+            half = math.nan
+            if name == 'rewards/accuracies' and run.held_out:
+                half = 1.96 * math.sqrt(max(value * (1 - value), 0) / run.held_out)
+            out[name] = Interval(value, value - half, value + half)
+    for task, summary in (run.evals.get('tasks') or {}).get('tasks', {}).items():
+        value, half = summary['accuracy'], 1.96 * summary['accuracy_error']
+        out[f'{task}: accuracy'] = Interval(value, value - half, value + half)
+        if 'perplexity' in summary:
+            out[f'{task}: perplexity'] = Interval(summary['perplexity'], math.nan, math.nan)
+    for name, value in (run.evals.get('intrinsic') or {}).get('metrics', {}).items():
+        out[f'r_theta: {name}'] = Interval(*(math.nan if x is None else x for x in value))
+    if run.summary:
+        seconds = float(run.summary['seconds'])
+        out['seconds'] = Interval(seconds, math.nan, math.nan)
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+      label: what tells the group from the others.
+      runs: one or more.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+    def measured(self) -> dict[str, Interval]:
+        """Of one run as it is; of several, means with 95 % t-intervals over seeds."""
+        each = [measured(run) for run in self.runs]
+        if len(each) == 1:
+            return each[0]
+        names = [name for name in each[0] if all(name in other for other in each)]
+        return {name: _over_seeds([other[name].value for other in each]) for name in names}
+
+
+def _over_seeds(values: Sequence[float]) -> Interval:
+    mean = sum(values) / len(values)
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error / len(values) ** 0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs of equal configuration but for the seed, in the order of their first.
+
+    Raises:
+      ConfigError: no runs, or one named twice.
+    """
+    folders = [run.folder.resolve() for run in runs]
+    twice = [str(f) for f in dict.fromkeys(folders) if folders.count(f) > 1]
+    if twice or not runs:
+        raise ConfigError(f'named twice: {", ".join(twice)}' if twice else 'no runs')
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(_telling(run), sort_keys=True), []).append(run)
+    members = [tuple(group) for group in found.values()]
+    return [Group(_label(group, members), group) for group in members]
+
+
+def _telling(run: Run) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in run.config.items()
+        if key not in SILENT and not key.startswith(SILENT_GROUPS)
+    }
+
+
+def _label(group: tuple[Run, ...], groups: Sequence[tuple[Run, ...]]) -> str:
+    """The keys in which the groups differ, as they are here."""
+    settings = [_telling(members[0]) for members in groups]
+    mine = _telling(group[0])
+    differing = [
+        key for key in mine if any(other.get(key) != mine[key] for other in settings)
+    ]
+    differing.sort(key=lambda key: key != 'loss.name')
+    parts = [
+        str(mine[key]) if key == 'loss.name' else f'{key}={mine[key]}' for key in differing
+    ]
+    return ' '.join(parts) or group[0].folder.name
