@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -172,6 +172,26 @@ def _leaf_type(key: str) -> type:
     for part in key.split('.'):
         schema, _ = _field_type(schema, part)
     return schema
+
+
+def from_flat(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration whose `flatten` is `values`; keys added since have defaults.
+
+    Raises:
+      ConfigError: as `resolve`, or keys that this version does not have.
+    """
+    config = defaults()
+    for key, value in values.items():
+        *groups, last = key.split('.')
+        target = config
+        for group in groups:
+            target = target.get(group)
+            if not isinstance(target, ConfigDict):
+                raise ConfigError(f'{key}: no such key; the run is of another version')
+        if last not in target:
+            raise ConfigError(f'{key}: no such key; the run is of another version')
+        target[last] = value
+    return resolve(config)
 
 
 def flatten(run: Any, prefix: str = '') -> dict[str, Any]:

@@ -14,13 +14,20 @@ from epa_jax.checkpoints import CheckpointError
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.evals.answers import Answers, answer
-from epa_jax.evals.scoring import ROWS
+from epa_jax.evals.scoring import ROWS, ScoreError
 from epa_jax.evals.tasks import Task, read_task
 from epa_jax.formats.names import FormatError
 from epa_jax.models.hf_config import SpecError
 from epa_jax.policy import add_model_arguments, evals_file, policy_of
 
-USER_ERRORS = (CheckpointError, ConfigError, DataError, FormatError, SpecError)
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FormatError,
+    ScoreError,
+    SpecError,
+)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
         read_task(path, delimiter=args.delimiter, limit=args.limit, seed=args.seed)
         for path in args.tasks
     ]
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ConfigError(f'tasks {", ".join(names)}: two have one name; rename a file')
     found = []
     for result, seconds in _answers(args, tasks):
         found.append(result)
@@ -84,11 +94,13 @@ def describe(answers: Answers) -> str:
         ('gold_probability', 'p(gold)'),
     ):
         if name in summary:
-            parts.append(f'{label} {summary[name]:.3f} ± {summary[f"{name}_error"]:.3f}')
-    if 'perplexity' in summary:
+            error = summary[f'{name}_error']
+            shown = '' if error is None else f' ± {error:.3f}'
+            parts.append(f'{label} {summary[name]:.3f}{shown}')
+    if summary.get('perplexity') is not None:
         parts.append(f'perplexity {summary["perplexity"]:.4g}')
-    if summary['cut_contexts']:
-        parts.append(f'{summary["cut_contexts"]} contexts cut on the left')
+    if summary['cut_options']:
+        parts.append(f'{summary["cut_options"]} contexts cut on the left')
     return '  '.join(parts)
 
 

@@ -111,7 +111,8 @@ def load_policy(
     if step is not None and not is_run:
         raise ConfigError(f'step={step}: {path} is no run folder with checkpoints')
     if is_run and (step is not None or not (path / 'export').is_dir()):
-        base = _base_model(path)
+        base, own = base_model(path)
+        tokenizer = tokenizer or own
         spec = load_spec(base)
         params = _read_checkpoint(path / 'checkpoints', step, _abstract(spec, dtype, mesh))
     else:
@@ -136,11 +137,17 @@ def _abstract(spec: ModelSpec, dtype: str, mesh: Mesh) -> Any:
     )
 
 
-def _base_model(run: Path) -> Path:
-    """The model that a run started from, which has its architecture and tokenizer."""
+def base_model(run: Path) -> tuple[Path, Path]:
+    """The model that a run started from, which has its architecture, and its tokenizer.
+
+    Raises:
+      ConfigError: no configuration of a run.
+    """
     path = run / 'config.json'
     try:
-        return Path(json.loads(path.read_text('utf-8'))['model.path'])
+        config = json.loads(path.read_text('utf-8'))
+        base = Path(config['model.path'])
+        return base, Path(config.get('model.tokenizer') or base)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f'{path}: expected the configuration of a run, with model.path '

@@ -1,6 +1,9 @@
 """Responds to prompts: python -m epa_jax.sample MODEL --prompt 'Why is the sky blue?'"""
 
 import argparse
+import bisect
+import collections
+import hashlib
 import json
 import logging
 import sys
@@ -59,15 +62,18 @@ def main(argv: list[str] | None = None) -> None:
         prompts += read_prompts(args.prompts, args.limit)
     if not prompts or args.n < 1:
         raise ConfigError('nothing to respond to: give --prompt or --prompts, and --n 1')
+    if '' in args.stop:
+        raise ConfigError('--stop: expected a text that is not empty')
     policy = policy_of(args)
     cfg = DataConfig(chat_template=args.chat_template, system_prompt=args.system_prompt)
     ids = encode_prompts(prompts, policy.tokenizer, cfg)
+    _check_lengths(prompts, ids, policy, args.max_new_tokens)
     began = time.perf_counter()
     flat = respond(policy, [x for x in ids for _ in range(args.n)], args)
     seconds = time.perf_counter() - began
     if jax.process_index() == 0:
         responses = [flat[i : i + args.n] for i in range(0, len(flat), args.n)]
-        rows = list(records(policy, prompts, ids, responses, args.stop))
+        rows = list(records(policy, prompts, ids, responses, args))
         show(rows, args.out)
         tokens = sum(len(response) for response in flat)
         print(
@@ -81,10 +87,10 @@ def respond(
     policy: Policy, ids: Sequence[np.ndarray], args: argparse.Namespace
 ) -> list[np.ndarray]:
     """A response to each of these prompts."""
-    eos = policy.tokenizer.eos_token_id
+    texts = [text for text in args.stop if _token(policy, text) is None]
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens,
-        stop_ids=() if eos is None else (int(eos),),
+        stop_ids=stop_ids(policy, args.model, args.stop),
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
@@ -97,10 +103,58 @@ def respond(
         ids,
         sampling,
         key=jax.random.key(args.seed),
-        stop=stop_at(policy, args.stop) if args.stop else None,
+        draws=draws_of(ids),
+        stop=stop_at(policy, texts) if texts else None,
         mesh=policy.mesh,
         rows=args.rows,
     )
+
+
+def draws_of(ids: Sequence[np.ndarray]) -> list[int]:
+    """A number for each response, from its prompt and how often that came before.
+
+    So a response depends on neither the order nor the company of the prompts.
+    """
+    seen: collections.Counter[bytes] = collections.Counter()
+    out = []
+    for tokens in ids:
+        text = tokens.astype(np.int32).tobytes()
+        digest = hashlib.sha256(text + seen[text].to_bytes(8, 'little')).digest()
+        out.append(int.from_bytes(digest[:4], 'little'))
+        seen[text] += 1
+    return out
+
+
+def stop_ids(policy: Policy, model: Path, texts: Sequence[str]) -> tuple[int, ...]:
+    """Tokens that end a response: the tokenizer's, the model's, and named ones."""
+    eos = policy.tokenizer.eos_token_id
+    found = [] if eos is None else [int(eos)]
+    for folder in (model, model / 'export'):
+        path = folder / 'generation_config.json'
+        if path.is_file():
+            known = json.loads(path.read_text('utf-8')).get('eos_token_id') or []
+            found += known if isinstance(known, list) else [known]
+    named = [_token(policy, text) for text in texts]
+    return tuple(dict.fromkeys([*found, *(id_ for id_ in named if id_ is not None)]))
+
+
+def _token(policy: Policy, text: str) -> int | None:
+    """The special token that a text is, which decoding would hide."""
+    special = text in policy.tokenizer.all_special_tokens
+    special |= text in policy.tokenizer.get_added_vocab()
+    return int(policy.tokenizer.get_vocab()[text]) if special else None
+
+
+def _check_lengths(
+    prompts: Sequence[Prompt], ids: Sequence[np.ndarray], policy: Policy, new: int
+) -> None:
+    most = policy.spec.max_positions
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        if len(tokens) + new > most:
+            raise ConfigError(
+                f'{prompt.origin}: {len(tokens)} tokens, and with --max_new_tokens {new} '
+                f'more than the {most} the model reads'
+            )
 
 
 def stop_at(policy: Policy, texts: Sequence[str]) -> Stop:
@@ -110,10 +164,12 @@ def stop_at(policy: Policy, texts: Sequence[str]) -> Stop:
         return str(policy.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def stop(response: np.ndarray) -> int | None:
-        if not any(text in text_of(response) for text in texts):
+        def holds(size: int) -> bool:
+            return any(text in text_of(response[:size]) for text in texts)
+
+        if not holds(len(response)):
             return None
-        sizes = range(1, len(response) + 1)
-        return next(n for n in sizes if any(t in text_of(response[:n]) for t in texts))
+        return bisect.bisect_left(range(1, len(response) + 1), True, key=holds) + 1
 
     return stop
 
@@ -123,13 +179,13 @@ def records(
     prompts: Sequence[Prompt],
     ids: Sequence[np.ndarray],
     responses: Sequence[Sequence[np.ndarray]],
-    stops: Sequence[str],
+    args: argparse.Namespace,
 ) -> Iterable[dict[str, Any]]:
     """What is written of each prompt; `finished` is whether a response ended by itself."""
-    eos = policy.tokenizer.eos_token_id
+    ends = stop_ids(policy, args.model, args.stop)
     for prompt, tokens, answers in zip(prompts, ids, responses, strict=True):
         whole = [str(policy.tokenizer.decode(a, skip_special_tokens=True)) for a in answers]
-        texts = [_before(text, stops) for text in whole]
+        texts = [_before(text, args.stop) for text in whole]
         yield {
             'prompt': prompt.prompt
             if isinstance(prompt.prompt, str)
@@ -138,7 +194,7 @@ def records(
             'tokens': [len(answer) for answer in answers],
             'prompt_tokens': len(tokens),
             'finished': [
-                bool(len(answer) and answer[-1] == eos) or text != before
+                bool(len(answer) and answer[-1] in ends) or text != before
                 for answer, text, before in zip(answers, texts, whole, strict=True)
             ],
         }

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from epa_jax import schema
-from epa_jax.config import ConfigError, check_flags, defaults, flatten, resolve
+from epa_jax.config import (
+    ConfigError,
+    check_flags,
+    defaults,
+    flatten,
+    from_flat,
+    resolve,
+)
 from epa_jax.schema import CHOICES, RANGES, RunConfig
 
 KEYS = flatten(RunConfig())
@@ -188,3 +195,11 @@ def test_good_flags_pass():
             '--verbosity=1',
         ]
     )
+
+
+def test_a_flat_configuration_comes_back_whole():
+    run = resolve(changed(loss__name='simpo', loss__beta=0.3, data__n_weak=2))
+    assert from_flat(flatten(run)) == run
+    for key in ('loss.gone', 'gone.beta', 'gone'):
+        with pytest.raises(ConfigError, match=f'{key}: no such key; the run is of another'):
+            from_flat(flatten(run) | {key: 1})

@@ -96,22 +96,56 @@ def test_the_start_has_no_reward(folder):
     assert run(folder, *words)['metrics']['accuracy'][0] == 0.5
 
 
-def test_a_default_beta_is_read_from_the_summary(folder):
-    config = folder / 'run/config.json'
-    text = config.read_text()
-    config.write_text(text.replace('"loss.beta": 0.2', '"loss.beta": null'))
+def with_config(folder, **changes):
+    """Changes keys of the run's configuration, and gives back the old text."""
+    file = folder / 'run/config.json'
+    text = file.read_text()
+    config = json.loads(text) | {k.replace('__', '.'): v for k, v in changes.items()}
+    file.write_text(json.dumps(config))
+    return text
+
+
+def test_the_reward_is_that_of_the_loss(folder):
+    summed = run(folder, '--reference', 'none', '--beta', '1')
+    text = with_config(folder, loss__name='simpo', loss__beta=None)
     try:
-        assert run(folder)['beta'] == 0.2
+        found = run(folder)
+        assert found['per_token']
+        assert found['reference'] == 'None'
+        assert found['beta'] == 2.0  # SimPO's default
+        words = ['--reference', 'none', '--beta', '2', '--tokens', 'mean']
+        assert run(folder, *words)['metrics'] == found['metrics']
+        assert found['metrics']['accuracy'] != summed['metrics']['accuracy']
+        (folder / 'run/config.json').write_text(text)
+        with_config(folder, loss__beta=None)
+        assert run(folder)['beta'] == 0.1  # of DPO and EPA
     finally:
-        config.write_text(text)
+        (folder / 'run/config.json').write_text(text)
+
+
+def test_prompts_are_rendered_as_in_the_run(folder):
+    plain = run(folder)
+    text = with_config(folder, data__max_response_tokens=3)
+    try:
+        cut = run(folder)
+    finally:
+        (folder / 'run/config.json').write_text(text)
+    assert cut['truncated_responses'] > plain['truncated_responses'] == 0
+    assert run(folder, '--max_response_tokens', '3') == cut
+
+
+def test_without_ratings_there_is_no_distance_to_a_line(folder):
+    metrics = run(folder, data='pairs.jsonl')['metrics']
+    assert 'slope1_error' not in metrics
+    assert 'pearson' in metrics
 
 
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['model'], 'ConfigError: --reference: model is no run folder'),
+        (['model'], 'ConfigError: --reference: model is no run'),
         (['model', '--reference', 'model'], 'ConfigError: --beta'),
-        (['run', '--reference', 'none'], 'FormatError: none: does not exist'),
+        (['run', '--reference', 'gone'], 'FormatError: gone: does not exist'),
         (
             ['run', '--ratings', 'logit', '--data', 'ten.jsonl'],
             'ConfigError: ratings=logit',

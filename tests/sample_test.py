@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from epa_jax import sample
+from epa_jax import sample, sharding
+from epa_jax.policy import load_policy
+from epa_jax.schema import MeshConfig
 from tests import small_run
 
 
@@ -62,6 +64,38 @@ def test_a_text_ends_a_response_and_is_left_out(folder):
     assert cut['tokens'][0] <= whole['tokens'][0]
 
 
+def test_neither_order_nor_company_changes_a_response(folder):
+    (folder / 'more.jsonl').write_text(
+        '{"prompt": "w9 w8"}\n{"prompt": "w3"}\n{"prompt": "w1 w2"}\n{"prompt": "w3"}\n'
+    )
+    run(folder, '--prompts', str(folder / 'prompts.jsonl'), '--out', str(folder / 'x'))
+    run(folder, '--prompts', str(folder / 'more.jsonl'), '--out', str(folder / 'y'))
+    (one, three), more = read(folder / 'x'), read(folder / 'y')
+    assert one['responses'] == more[2]['responses']
+    assert three['responses'] == more[1]['responses'] != more[3]['responses']
+
+
+def test_other_tokens_may_end_a_response(folder):
+    prompt = ['--prompt', 'w1', '--temperature', '0', '--out', str(folder / 'z')]
+    run(folder, *prompt)
+    ids = small_run.tokenizer()(read(folder / 'z')[0]['responses'][0])['input_ids']
+    config = folder / 'model/generation_config.json'
+    text = config.read_text()
+    config.write_text(json.dumps(json.loads(text) | {'eos_token_id': [2, ids[1]]}))
+    try:
+        run(folder, *prompt)
+    finally:
+        config.write_text(text)
+    (found,) = read(folder / 'z')
+    assert found['tokens'] == [ids.index(ids[1]) + 1]
+    assert found['finished'] == [True]
+
+
+def test_a_special_token_is_named_by_its_text(folder):
+    policy = load_policy(folder / 'model', mesh=sharding.make_mesh(MeshConfig()))
+    assert sample.stop_ids(policy, folder / 'model', ['<s>', 'w1']) == (2, 1)
+
+
 def test_stop_is_the_token_that_completes_a_text():
     tokenizer = small_run.tokenizer()
     ids = np.array(tokenizer('w1 w2 w3')['input_ids'])
@@ -80,9 +114,16 @@ def test_stop_is_the_token_that_completes_a_text():
     [
         (['model'], 'ConfigError: nothing to respond to'),
         (['model', '--prompts', 'none.jsonl'], 'DataError: none.jsonl: no such file'),
-        (['model', '--prompt', 'w1', '--top_p', '0'], 'ConfigError: top_p=0.0'),
+        (
+            ['model', '--prompt', 'w1', '--max_new_tokens', '9', '--top_p', '0'],
+            'ConfigError: top_p=0.0',
+        ),
+        (['model', '--prompt', 'w1', '--stop', ''], 'ConfigError: --stop'),
         (['none', '--prompt', 'w1'], 'FormatError: none: does not exist'),
-        (['model', '--prompt', 'w1', '--max_new_tokens', '128'], 'ConfigError: prompt 0'),
+        (
+            ['model', '--prompt', 'w1', '--max_new_tokens', '128'],
+            'ConfigError: --prompt: 1',
+        ),
     ],
 )
 def test_bad_input_is_one_message(folder, monkeypatch, words, message):

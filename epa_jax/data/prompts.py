@@ -38,8 +38,8 @@ def read_prompts(source: str, limit: int = 0) -> list[Prompt]:
     Args:
       source: a .txt file with a prompt a line, or as for `sources.read_examples`; records
         hold `prompt` (text or messages), `instruction` (AlpacaEval), `turns` (MT-Bench,
-        of which the first is taken), or are training examples, whose responses are left
-        out.
+        of which the first is taken), or are training examples or samples, whose
+        responses are left out.
       limit: read at most this many; 0 reads all.
 
     Raises:
@@ -60,11 +60,11 @@ def read_prompts(source: str, limit: int = 0) -> list[Prompt]:
 
 def _from_text(source: str) -> list[Prompt]:
     try:
-        lines = pathlib.Path(source).expanduser().read_text('utf-8-sig').splitlines()
+        lines = pathlib.Path(source).expanduser().read_text('utf-8-sig').split('\n')
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'{source}: cannot be read: {error}') from error
     return [
-        Prompt(line, f'{source}:{number}', {})
+        Prompt(line.rstrip('\r'), f'{source}:{number}', {})
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -85,7 +85,9 @@ def _prompt(record: Any, origin: str) -> Prompt:
 
 
 def _find(record: Mapping[str, Any], origin: str) -> str | tuple[Message, ...]:
-    if any(key in record for key in RESPONSES):
+    texts = record.get('responses')
+    sampled = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    if any(key in record for key in RESPONSES) and not sampled:
         return to_example(record, 'auto', origin).prompt
     for key in ('prompt', 'instruction'):
         if record.get(key) is not None:

@@ -25,7 +25,7 @@ class Answers:
       task: the questions.
       logps: float32 [N, M], of each option, nats; NaN where there is none.
       greedy: bool [N]; greedy decoding gives the text. None where options are compared.
-      cuts: contexts that were too long and cut on the left.
+      cuts: options whose context was too long and cut on the left.
     """
 
     task: Task
@@ -68,7 +68,7 @@ class Answers:
         return np.exp(self.gold_logps - np.nanmax(self.logps, axis=1)) / whole
 
     def summary(self) -> dict[str, Any]:
-        """Means over questions; `*_error` are standard errors.
+        """Means over questions; `*_error` are standard errors, None for one question.
 
         Choices: accuracy, accuracy_per_character (lm-evaluation-harness calls them acc
         and acc_norm) and gold_probability. Completions: accuracy, that greedy decoding
@@ -81,12 +81,14 @@ class Answers:
         out: dict[str, Any] = {
             'questions': len(self.task.questions),
             'in_file': self.task.in_file,
-            'cut_contexts': self.cuts,
+            'cut_options': self.cuts,
         }
         for name, each in values.items():
             out[name], out[f'{name}_error'] = _mean(each)
         if not self.task.is_choice:
-            out['perplexity'] = math.exp(-float(self.gold_logps.mean(dtype=np.float64)))
+            mean = -self.gold_logps.mean(dtype=np.float64)
+            # beyond float64 it is infinite; JSON has no such number
+            out['perplexity'] = math.exp(mean) if mean < 700 else None
         return out
 
     def records(self) -> list[dict[str, Any]]:
@@ -102,11 +104,11 @@ class Answers:
         ]
 
 
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error; NaN for the error of one value."""
+def _mean(values: np.ndarray) -> tuple[float, float | None]:
+    """Mean and standard error."""
     x = values.astype(np.float64)
-    error = x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-    return float(x.mean()), float(error)
+    error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else None
+    return float(x.mean()), error
 
 
 def answer(
@@ -132,7 +134,7 @@ def answer(
 
     Raises:
       ConfigError: an option without tokens, or longer than the model reads.
-      ValueError: a model whose log-probs are NaN.
+      ScoreError: a model whose log-probs are NaN.
     """
     texts = [(o.context, o.continuation) for q in task.questions for o in q.options]
     encoded, cuts = encode_continuations(tokenizer, texts, spec.max_positions)
@@ -149,11 +151,6 @@ def answer(
         rows=rows,
     )
     logps = _spread(found.logps, groups, places)
-    for n, m in places:
-        if np.isnan(logps[n, m]):
-            raise ValueError(
-                f'{task.questions[n].origin}: the model gives NaN for option {m}'
-            )
     greedy = None if found.greedy is None else _spread(found.greedy, groups, places)[:, 0]
     return Answers(task, logps, greedy, cuts)
 

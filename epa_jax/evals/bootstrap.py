@@ -15,8 +15,9 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """Such as '0.512 [0.431, 0.598]'."""
-        return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
+        """Such as '0.512 [0.431, 0.598]', or '0.512' without an interval."""
+        known = not np.isnan(self.low)
+        return f'{self.value:.3f}' + known * f' [{self.low:.3f}, {self.high:.3f}]'
 
 
 def mean_interval(values: np.ndarray, seed: int = 0, draws: int = DRAWS) -> Interval:
@@ -37,9 +38,15 @@ def ratio_interval(
     """Interval of sum(totals) / sum(weights); the prompts [N] are the independent draws."""
     if not weights.sum() > 0:
         return Interval(np.nan, np.nan, np.nan)
+    value = float(totals.sum() / weights.sum())
+    if np.count_nonzero(weights) < 2:  # one prompt says nothing of others
+        return Interval(value, np.nan, np.nan)
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(0, len(totals), (draws, len(totals)))
-    below = weights[chosen].sum(axis=1)
-    ratios = totals[chosen].sum(axis=1)[below > 0] / below[below > 0]
+    ratios = []
+    for _ in range(draws):  # one resample at a time: a prompt costs a few bytes
+        chosen = rng.integers(0, len(totals), len(totals))
+        below = weights[chosen].sum()
+        if below > 0:
+            ratios.append(totals[chosen].sum() / below)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return Interval(float(totals.sum() / weights.sum()), float(low), float(high))
+    return Interval(value, float(low), float(high))

@@ -17,6 +17,10 @@ from epa_jax.types import PackedBatch, Params, Role, TokenGroup
 ROWS = 16  # rows of a batch
 
 
+class ScoreError(RuntimeError):
+    """Responses that cannot be scored; the message says which and why."""
+
+
 class Scores(NamedTuple):
     """What a model says of K responses to each of N prompts.
 
@@ -54,7 +58,12 @@ def score(
         the vocabulary.
       mesh: where the parameters live; None is one device.
       rows: most rows computed together on each batch device.
+
+    Raises:
+      ScoreError: a prompt and a response are longer than the model reads, or the model
+        gives NaN.
     """
+    _check_lengths(spec, prompts, responses)
     groups = [
         _group(i, prompt, answers)
         for i, (prompt, answers) in enumerate(zip(prompts, responses, strict=True))
@@ -70,7 +79,27 @@ def score(
         if greedy:
             hits[keys[keys >= 0]] = hit[keys >= 0]
     absent = np.arange(columns) >= np.array([[len(answers)] for answers in responses])
+    broken = np.argwhere(np.isnan(logps) & ~absent)
+    if len(broken):
+        raise ScoreError(
+            f'the model gives NaN for {len(broken)} of {np.sum(~absent)} responses (first: '
+            f'prompt {broken[0][0]}, response {broken[0][1]}); its weights are not finite'
+        )
     return Scores(np.where(absent, np.nan, logps), hits & ~absent if greedy else None)
+
+
+def _check_lengths(
+    spec: ModelSpec,
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[Sequence[np.ndarray]],
+) -> None:
+    for i, (prompt, answers) in enumerate(zip(prompts, responses, strict=True)):
+        longest = len(prompt) + max(len(answer) for answer in answers)
+        if longest > spec.max_positions:
+            raise ScoreError(
+                f'prompt {i} and its longest response have {longest} tokens, the model '
+                f'reads {spec.max_positions}; cut them, or drop what is longer'
+            )
 
 
 def _group(key: int, prompt: np.ndarray, answers: Sequence[np.ndarray]) -> TokenGroup:

@@ -99,7 +99,7 @@ def read_task(
             f'and options to choose from (first {questions[single.index(False)].origin}) '
             'in one source; split it'
         )
-    name = Path(source).name.split('.')[0] or source
+    name = Path(source).name.removesuffix('.gz').rsplit('.', 1)[0] or source
     return Task(name, _some(questions, limit, seed), len(questions))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from epa_jax import sharding
 from epa_jax.evals.answers import answer
+from epa_jax.evals.scoring import ScoreError
 from epa_jax.evals.tasks import read_task
 from epa_jax.models import transformer
 from epa_jax.models.transformer import Compute
@@ -162,7 +163,7 @@ def test_any_mesh_and_rows_give_the_same(choices, shape):
 
 def test_a_model_that_gives_nan_is_refused(choices):
     params = jax.tree.map(lambda p: p * np.nan, tiny.params())
-    with pytest.raises(ValueError, match=r'choices.jsonl:1: the model gives NaN'):
+    with pytest.raises(ScoreError, match=r'NaN for 66 of 66 responses'):
         answered(choices, params)
 
 
@@ -173,4 +174,4 @@ def test_contexts_that_the_model_cannot_read_whole_are_cut_and_counted(choices):
         max(len(o.context.split()) + len(o.continuation.split()) for o in q.options) > 8
         for q in choices.questions
     ]
-    assert found.summary()['cut_contexts'] >= sum(long) > 0
+    assert found.summary()['cut_options'] >= sum(long) > 0

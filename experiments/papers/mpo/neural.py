@@ -5,12 +5,14 @@ Claims: trained on deterministic preferences for some prompts, DPO and IPO lose 
 Command: python -m experiments.papers.mpo.neural
 World: LLaMAs of two layers; 9 prompts of three topics, all 40 responses of up to 3 tokens.
   Pairs are for the prompts of two topics: 64 for each, two samples of the reference, the
-  better one always chosen. SFT data: 64 samples of the reference for each of the same
-  prompts; text: 64 for each of the 9 prompts. 5 seeds (worlds, references, data, order);
+  better one always chosen. Text: 64 samples of the reference for each of the 9 prompts;
+  SFT data: those of them that answer the prompts with pairs. 5 seeds (worlds, references,
+  data);
   300 steps of 32 pairs and 32 samples of each stream; every method at four learning rates.
 
-All measures are exact, over all responses. A question is a prompt of the third topic, a
-sample of the reference and three of its samples for prompts of other topics.
+Measures are exact, over all responses, but for 200 questions: each is a prompt of the
+third topic with a sample of the reference, the right answer, and three of its samples for
+prompts of other topics (other responses, where one of them is the right answer).
 """
 
 import dataclasses
@@ -22,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.axes import Axes
 
 from epa_jax.losses import make_loss
 from epa_jax.theory.neural import Tree
@@ -228,44 +231,41 @@ AXES = {
 
 
 def draw_figure(rows: list[dict[str, Any]], file: Path) -> None:
-    """Retention against expected reward: a point a learning rate, means over worlds."""
+    """Retention against expected reward: a point a learning rate, means over worlds.
+
+    KLs, which differ by orders of magnitude, are averaged as logarithms.
+    """
     figure, axes = panels(len(AXES))
     start = [row for row in rows if row['method'] == 'start']
     for ax, (key, title) in zip(axes, AXES.items(), strict=True):
         for name, method in METHODS.items():
-            if not method.colour:
-                continue
-            lrs = sorted({row['lr'] for row in rows if row['method'] == name})
-            points = [
-                [r for r in rows if (r['method'], r['lr']) == (name, lr)] for lr in lrs
-            ]
-            x = [interval(r['reward'] for r in point)[0] for point in points]
-            y, half = zip(
-                *(interval(r[key] for r in point) for point in points), strict=True
-            )
-            ax.errorbar(
-                x,
-                y,
-                half,
-                color=method.colour,
-                label=name,
-                marker='o',
-                markersize=4,
-                capsize=2,
-            )
-        ax.plot(
-            interval(r['reward'] for r in start)[0],
-            interval(r[key] for r in start)[0],
-            'k*',
-            markersize=9,
-            label='reference',
-        )
+            if method.colour:
+                _line(ax, [row for row in rows if row['method'] == name], key, name)
+        if key == 'questions':
+            x, y = (interval(r[k] for r in start)[0] for k in ('reward', key))
+            ax.plot(x, y, 'k*', markersize=9, label='reference')
+            ax.legend(frameon=False, fontsize=7)
+        else:
+            ax.set_yscale('log')
         ax.set_title(title, loc='left', fontsize=10)
         ax.set_xlabel('expected true reward, prompts with pairs')
-    axes[0].set_yscale('symlog', linthresh=0.01)
-    axes[2].set_yscale('symlog', linthresh=0.01)
-    axes[0].legend(frameon=False, fontsize=7)
     save(figure, file)
+
+
+def _line(ax: Axes, rows: list[dict[str, Any]], key: str, name: str) -> None:
+    """A method through its learning rates, with 95 % intervals over worlds."""
+    points = [[r for r in rows if r['lr'] == lr] for lr in sorted({r['lr'] for r in rows})]
+    x = [interval(r['reward'] for r in point)[0] for point in points]
+    if key == 'questions':
+        y, half = np.array([interval(r[key] for r in point) for point in points]).T
+        ends = np.array([half, half])
+    else:
+        logs = [interval(np.log(r[key]) for r in point) for point in points]
+        middle, half = np.array(logs).T
+        y = np.exp(middle)
+        ends = np.array([y - np.exp(middle - half), np.exp(middle + half) - y])
+    colour = METHODS[name].colour
+    ax.errorbar(x, y, ends, color=colour, label=name, marker='o', markersize=4, capsize=2)
 
 
 def main() -> None:

@@ -7,12 +7,14 @@ Command: python -m experiments.papers.mpo.retention (needs `make smollm2`; runs 
   python -m experiments.papers.mpo.tables
 Data: pairs of HH-RLHF harmless-base with prompts of at most 64 tokens, responses cut at
   48; SFT: the best of eight responses to AlpacaEval prompts, cut likewise; text: passages
-  of LAMBADA. Held out: 100 pairs, 60 responses, 100 passages.
+  of LAMBADA. Held out: 300 pairs and 60 responses, of which
+  those count whose prompts fit, and 100 passages.
 """
 
 import argparse
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import shutil
@@ -27,6 +29,7 @@ import numpy as np
 
 from epa_jax.config import resolve
 from epa_jax.data.load import load_datasets
+from epa_jax.data.sources import records
 from epa_jax.data.streams import load_streams
 from epa_jax.evals.answers import answer
 from epa_jax.evals.generation import sample
@@ -94,7 +97,7 @@ class Bench:
 
 
 def split_files(folder: Path) -> Files:
-    """Pairs, SFT data and text, each in two files."""
+    """Pairs, SFT data and text, each in two files; passages with their last word."""
     parts = {
         name: write_split(DATA / source, folder, count=count)
         for name, source, count in (
@@ -103,10 +106,23 @@ def split_files(folder: Path) -> Files:
             ('text', 'bench/mosaic_lambada_openai.jsonl', 100),
         )
     }
+    for path in parts['text']:
+        add_text(path)
     return Files(
         {name: train for name, (train, _) in parts.items()},
         {name: held_out for name, (_, held_out) in parts.items()},
     )
+
+
+def add_text(path: Path) -> None:
+    """Gives records of context and continuation the whole passage as `text`.
+
+    A context alone stops before the word that the task asks for, and an end of sequence
+    learned there would be learned in its place.
+    """
+    rows = [record for _, record in records(str(path))]
+    whole = [row | {'text': f'{row["context"]} {row["continuation"]}'} for row in rows]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in whole), 'utf-8')
 
 
 def run_config(
@@ -129,6 +145,7 @@ def run_config(
         'sft.eval_examples': 0,
         'sft.sequences': 2,
         'pretrain.train': str(files.train['text']),
+        'pretrain.text_key': 'text',
         'pretrain.eval_examples': 0,
         'pretrain.sequences': 2,
         'pretrain.max_tokens': 128,
@@ -169,6 +186,8 @@ def prepare_bench(
         tokenizer,
     )
     texts = {stream.name: stream.train for stream in streams}
+    # passages are cut out of books: how likely they end there says nothing of the text
+    texts['pretrain'] = [_without_end(example) for example in texts['pretrain']]
     texts['pairs'] = [e for e in pairs.train if e.prompt_key not in trained]
     spec, params = load_model(run.model.path)
     for name in ('pairs', 'sft'):
@@ -191,6 +210,24 @@ def prepare_bench(
     return Bench(questions, texts)
 
 
+def _without_end(example: TokenExample) -> TokenExample:
+    (ids,) = example.response_ids
+    return dataclasses.replace(example, response_ids=(ids[:-1],))
+
+
+def fingerprint(bench: Bench) -> str:
+    """Of all that is measured; runs are compared with a start of the same."""
+    digest = hashlib.sha256()
+    for name in sorted(bench.texts):
+        for example in bench.texts[name]:
+            for ids in (example.prompt_ids, *example.response_ids):
+                digest.update(ids.tobytes() + b'|')
+    for name in sorted(bench.tasks):
+        for question in bench.tasks[name].questions:
+            digest.update(repr((question.options, question.gold)).encode())
+    return digest.hexdigest()[:16]
+
+
 def measure(
     bench: Bench, params: Params, spec: ModelSpec, run: RunConfig
 ) -> dict[str, Any]:
@@ -210,6 +247,7 @@ def measure(
             'tokens': [[len(ids) for ids in responses] for responses in answers],
         }
     return {
+        'bench': fingerprint(bench),
         'tasks': {name: result.summary() for name, result in tasks.items()},
         'questions': {name: result.records() for name, result in tasks.items()},
         'texts': texts,
@@ -242,13 +280,14 @@ def main() -> None:
     size = Size(args.steps, args.questions)
     files = split_files(Path('runs/mpo_retention'))
     tasks = {name: DATA / f'bench/mosaic_{name}.jsonl' for name in TASKS}
-    tasks['lambada'] = files.held_out['text']
+    tasks['lambada'] = files.held_out['text']  # of the kind that a stream trains on
     changes = {'model.path': str(args.model)}
     first = run_config('mpo+sft+text', args.lrs[0], 0, size, files, changes)
     bench = prepare_bench(first, files, size, tasks)
     if not (args.out / 'start.json').exists():
         spec, params = load_model(first.model.path)
-        write(args.out / 'start.json', measure(bench, params, spec, first))
+        start = measure(bench, params, spec, first)
+        write(args.out / 'start.json', {'commit': version} | start)
     for method, lr, seed in grid(args):
         path = args.out / f'{method}_{lr:g}_{seed}.json'
         if path.exists():

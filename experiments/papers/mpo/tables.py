@@ -28,7 +28,7 @@ COLOUR = {
     'sft': COLOURS['exact'],
 }
 SHOWN = {
-    'questions': 'accuracy on other tasks, change',
+    'gold': 'p(right option) on other tasks, change',
     'text_nll': 'NLL of held-out text, change (nats a token)',
     'kl_pairs': 'KL(start || policy), prompts of pairs (nats)',
     'kl_sft': 'KL(start || policy), SFT prompts (nats)',
@@ -55,8 +55,6 @@ def task_rows(start: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str
     rows = []
     for task, records in run['questions'].items():
         before = start['questions'][task]
-        if [r['origin'] for r in records] != [r['origin'] for r in before]:
-            raise ValueError(f'{task}: start.json has other questions; delete it')
         change = paired([r['correct'] for r in records], [r['correct'] for r in before])
         gold = paired(*([gold_probability(r) for r in part] for part in (records, before)))
         rows.append(
@@ -75,28 +73,41 @@ def task_rows(start: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str
 
 
 def pair_measures(start: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, float]:
-    """Of held-out pairs, by one yardstick for all losses: the log-ratio to the start."""
+    """Of held-out pairs, in four ways that rank them.
+
+    By log-ratios to the start, summed (the quantity of DPO and IPO) and a token, and by
+    log-probs alone, summed and a token (the quantity of MPO).
+    """
     before, after = (np.array(part['texts']['pairs']['logps']) for part in (start, run))
     change = after - before
+    lengths = np.array(start['texts']['pairs']['tokens'], np.float64)
     margin = change[:, 0] - change[:, 1]
     right = (margin > 0) + 0.5 * (margin == 0)
     return {
         'accuracy': float(right.mean()),
         'accuracy_error': float(right.std(ddof=1) / math.sqrt(len(right))),
-        'likelier': float((after[:, 0] > after[:, 1]).mean()),
+        'accuracy_a_token': _first_larger(change / lengths),
+        'likelier_a_token': _first_larger(after / lengths),
+        'likelier': _first_larger(after),
         'margin': float(margin.mean()),
         'margin_error': float(margin.std(ddof=1) / math.sqrt(len(margin))),
         'chosen_change': float(change[:, 0].mean()),
     }
 
 
+def _first_larger(values_N2: np.ndarray) -> float:
+    return float((values_N2[:, 0] > values_N2[:, 1]).mean())
+
+
 def run_row(start: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run learned and what it kept; `*_error` are standard errors."""
     row: dict[str, Any] = pair_measures(start, run)
-    tasks = task_rows(start, run)
-    row['questions'] = float(np.mean([t['change'] for t in tasks]))
-    errors = [t['change_error'] for t in tasks]
-    row['questions_error'] = float(np.linalg.norm(errors) / len(errors))
+    # LAMBADA is of the kind of text that one of the streams trains on
+    tasks = [t for t in task_rows(start, run) if t['task'] != 'lambada']
+    for name, key in (('questions', 'change'), ('gold', 'gold_probability_change')):
+        errors = [t[f'{key}_error'] for t in tasks]
+        row[name] = float(np.mean([t[key] for t in tasks]))
+        row[f'{name}_error'] = float(np.linalg.norm(errors) / len(errors))
     for name, text in (('sft', 'sft'), ('text', 'pretrain')):
         row[f'{name}_nll'], row[f'{name}_nll_error'] = nll_change(start, run, text)
     for name in ('pairs', 'sft'):
@@ -130,6 +141,12 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if path.name != 'start.json'
     ]
     order = list(COLOUR)
+    for run in runs:
+        if run['bench'] != start['bench']:
+            raise ValueError(
+                f'{run["method"]} {run["lr"]:g}: measured on other texts or questions than '
+                'start.json; delete one of them'
+            )
     runs.sort(key=lambda run: (order.index(run['method']), run['lr'], run['seed']))
     return start, runs
 

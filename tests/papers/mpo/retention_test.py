@@ -62,6 +62,8 @@ def files(folder):
         name: write_split(folder / f'{name}.jsonl', folder / 'split', count=8)
         for name in ('pairs', 'sft', 'text')
     }
+    for path in parts['text']:
+        retention.add_text(path)
     return retention.Files(
         {name: train for name, (train, _) in parts.items()},
         {name: held_out for name, (_, held_out) in parts.items()},
@@ -165,8 +167,24 @@ def test_tables(results, monkeypatch, capsys):
         assert len(list(csv.DictReader(file))) == 4
 
 
-def test_other_questions_are_refused(results):
-    start, runs = tables.read(results)
-    start['questions']['choices'] = start['questions']['choices'][1:]
-    with pytest.raises(ValueError, match=r'choices: start.json has other questions'):
-        tables.task_rows(start, runs[0])
+def test_runs_measured_on_other_texts_are_refused(results, tmp_path):
+    start = json.loads((results / 'start.json').read_text())
+    run = json.loads((results / 'dpo_0.01_0.json').read_text())
+    retention.write(tmp_path / 'start.json', start | {'bench': 'other'})
+    retention.write(tmp_path / 'dpo.json', run)
+    with pytest.raises(ValueError, match=r'dpo 0\.01: measured on other texts'):
+        tables.read(tmp_path)
+
+
+def test_passages_are_whole_and_their_end_is_not_measured(files, results):
+    record = json.loads(files.held_out['text'].read_text().splitlines()[0])
+    assert record['text'] == f'{record["context"]} {record["continuation"]}'
+    start = json.loads((results / 'start.json').read_text())
+    words = 9 + 1  # of each passage; each is a token, and no end
+    assert start['texts']['pretrain']['tokens'] == [[words]] * 8
+
+
+def test_lambada_is_not_among_the_other_tasks(results):
+    start, (run, _) = tables.read(results)
+    only = [t for t in tables.task_rows(start, run) if t['task'] == 'choices']
+    assert tables.run_row(start, run)['questions'] == only[0]['change']
