@@ -13,7 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from epa_jax.schema import CHOICES, RANGES, RunConfig
+from epa_jax.limits import CHOICES, RANGES
+from epa_jax.schema import RunConfig
 
 
 class ConfigError(ValueError):

@@ -92,6 +92,7 @@ class PretrainConfig:
       weight: of the mean negative log-likelihood per token, nats.
       sequences: sequences per optimiser step, over all devices.
       max_tokens: longer texts go on in further sequences.
+      append_eos: texts end with end-of-sequence; False for excerpts, which end anywhere.
     """
 
     train: str = ''
@@ -101,6 +102,7 @@ class PretrainConfig:
     weight: float = 0.1
     sequences: int = 16
     max_tokens: int = 512
+    append_eos: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,61 +282,3 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-
-
-CHOICES = {
-    'data.overlong_prompt': ('truncate_left', 'drop', 'error'),
-    'data.overlong_response': ('truncate_right', 'drop', 'error'),
-    'data.bad_lines': ('error', 'skip'),
-    'data.weak_source': ('chosen', 'rejected', 'any'),
-    'model.param_dtype': ('float32', 'bfloat16'),
-    'model.compute_dtype': ('float32', 'bfloat16'),
-    'model.remat': ('none', 'dots', 'full'),
-    'model.attention': ('auto', 'xla'),
-    'reference.mode': ('cached', 'in_step', 'none'),
-    'optim.name': ('adamw', 'adafactor', 'rmsprop'),
-    'optim.schedule': ('cosine', 'linear', 'constant'),
-    'checkpoint.best_mode': ('max', 'min'),
-}
-
-# key -> (lowest, highest), inclusive; None is unbounded
-RANGES: dict[str, tuple[float | None, float | None]] = {
-    'seed': (0, 2**32 - 1),
-    'epochs': (0, None),
-    'steps': (0, None),
-    'max_bad_steps': (1, None),
-    'data.eval_examples': (0, None),
-    'data.max_examples': (0, None),
-    'data.split_seed': (0, 2**32 - 1),
-    'data.max_prompt_tokens': (1, None),
-    'data.max_response_tokens': (1, None),
-    'data.n_strong': (0, None),
-    'data.n_weak': (0, None),
-    'sft.eval_examples': (0, None),
-    'sft.weight': (0, None),
-    'sft.sequences': (1, None),
-    'pretrain.eval_examples': (0, None),
-    'pretrain.weight': (0, None),
-    'pretrain.sequences': (1, None),
-    'pretrain.max_tokens': (2, None),
-    'model.logprob_chunk': (1, None),
-    'batch.prompts': (1, None),
-    'batch.row_length': (0, None),
-    'batch.rows': (0, None),
-    'optim.lr': (0, None),
-    'optim.warmup_ratio': (0, 1),
-    'optim.final_lr_ratio': (0, 1),
-    'optim.b1': (0, 1),
-    'optim.b2': (0, 1),
-    'optim.eps': (0, None),
-    'optim.weight_decay': (0, None),
-    'optim.clip_norm': (0, None),
-    'mesh.data': (-1, None),
-    'mesh.fsdp': (-1, None),
-    'mesh.tensor': (-1, None),
-    'checkpoint.every': (0, None),
-    'checkpoint.keep_last': (1, None),
-    'checkpoint.keep_best': (0, None),
-    'log.every': (1, None),
-    'log.eval_every': (0, None),
-}

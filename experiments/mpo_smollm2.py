@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.sft.sequences = 4
     config.pretrain.train = '../shared/data/bench/mosaic_lambada_openai.jsonl'
     config.pretrain.text_key = 'context'
+    config.pretrain.append_eos = False  # excerpts, which stop before their last word
     config.pretrain.eval_examples = 200
     config.pretrain.weight = 0.1
     config.pretrain.sequences = 8

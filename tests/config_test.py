@@ -16,7 +16,8 @@ from epa_jax.config import (
     from_flat,
     resolve,
 )
-from epa_jax.schema import CHOICES, RANGES, RunConfig
+from epa_jax.limits import CHOICES, RANGES
+from epa_jax.schema import RunConfig
 
 KEYS = flatten(RunConfig())
 

@@ -8,8 +8,9 @@ import optax
 import pytest
 
 from epa_jax import optim, programs, sharding, train_step
+from epa_jax.limits import CHOICES
 from epa_jax.models import transformer
-from epa_jax.schema import CHOICES, MeshConfig, OptimConfig
+from epa_jax.schema import MeshConfig, OptimConfig
 from tests import tiny
 
 CONFIG = OptimConfig(

@@ -31,6 +31,7 @@ NO_TWIN = {
     'formats.gguf_spec': 'formats/gguf_file_test.py',
     'formats.gguf_tokenizer': 'formats/tokenizer_test.py',
     'losses.__main__': 'losses/main_test.py',
+    'limits': 'config_test.py',
     'loop': 'train_test.py',
     'loss_config': 'config_test.py',
     'programs': 'train_step_test.py',

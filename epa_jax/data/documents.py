@@ -91,24 +91,28 @@ def split_documents(
 
 
 def sequences(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    append_eos: bool = True,
 ) -> list[TokenExample]:
     """Token sequences of at most `max_tokens`; each token of a text is predicted once.
 
     A document starts with the beginning-of-sequence token (end-of-sequence where the
-    tokenizer has none) and ends with end-of-sequence. What does not fit goes on in
-    another sequence, which starts with the last token of the one before.
+    tokenizer has none) and, if asked, ends with end-of-sequence. What does not fit goes
+    on in another sequence, which starts with the last token of the one before.
 
     Args:
       documents: the texts.
       tokenizer: of the model; it has an end-of-sequence token.
       max_tokens: 2 or more.
+      append_eos: see `schema.PretrainConfig`.
     """
     eos = int(tokenizer.eos_token_id)
     lead = eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
     out = []
     for document, ids in _encoded(documents, tokenizer):
-        whole = np.array([lead, *ids, eos], np.int32)
+        whole = np.array([lead, *ids, *([eos] if append_eos else [])], np.int32)
         for start in range(0, len(whole) - 1, max_tokens - 1):
             out.append(_sequence(whole[start : start + max_tokens], document.origin))
     return out

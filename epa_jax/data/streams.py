@@ -112,7 +112,7 @@ def _pretrain(
         documents, held_out = split_documents(
             documents, cfg.eval_examples, run.data.split_seed, 'pretrain.eval_examples'
         )
-    train = sequences(documents, tokenizer, cfg.max_tokens)
-    kept = sequences(held_out, tokenizer, cfg.max_tokens)
+    train = sequences(documents, tokenizer, cfg.max_tokens, cfg.append_eos)
+    kept = sequences(held_out, tokenizer, cfg.max_tokens, cfg.append_eos)
     fates = [TokeniseReport(kept=len(part)) for part in (train, kept)]
     return Stream('pretrain', cfg.weight, cfg.sequences, train, kept, reads, *fates)

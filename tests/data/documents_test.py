@@ -21,16 +21,17 @@ DOCUMENTS = [Document(text, f'x.jsonl:{i}') for i, text in enumerate(TEXTS, 1)]
 
 @pytest.mark.parametrize('tokenizer', [chatml(), chatml(bos='<bos>'), sentencepiece_like()])
 @pytest.mark.parametrize('most', [2, 7, 1000])
+@pytest.mark.parametrize('append_eos', [True, False])
 def test_every_token_of_a_text_is_predicted_once_and_has_all_of_its_sequence(
-    tokenizer, most
+    tokenizer, most, append_eos
 ):
-    found = sequences(DOCUMENTS, tokenizer, most)
+    found = sequences(DOCUMENTS, tokenizer, most, append_eos)
     assert max(1 + len(s.response_ids[0]) for s in found) <= most
     for document in DOCUMENTS:
         mine = [s for s in found if s.origin == document.origin]
         predicted = np.concatenate([s.response_ids[0] for s in mine]).tolist()
         text = tokenizer(document.text, add_special_tokens=False)['input_ids']
-        assert predicted == [*text, tokenizer.eos_token_id]
+        assert predicted == text + [tokenizer.eos_token_id] * append_eos
         starts = [int(s.prompt_ids[0]) for s in mine]
         before = [int(s.response_ids[0][-1]) for s in mine[:-1]]
         lead = tokenizer.bos_token_id

@@ -29,7 +29,6 @@ import numpy as np
 
 from epa_jax.config import resolve
 from epa_jax.data.load import load_datasets
-from epa_jax.data.sources import records
 from epa_jax.data.streams import load_streams
 from epa_jax.evals.answers import answer
 from epa_jax.evals.generation import sample
@@ -97,7 +96,7 @@ class Bench:
 
 
 def split_files(folder: Path) -> Files:
-    """Pairs, SFT data and text, each in two files; passages with their last word."""
+    """Pairs, SFT data and text, each in two files."""
     parts = {
         name: write_split(DATA / source, folder, count=count)
         for name, source, count in (
@@ -106,23 +105,10 @@ def split_files(folder: Path) -> Files:
             ('text', 'bench/mosaic_lambada_openai.jsonl', 100),
         )
     }
-    for path in parts['text']:
-        add_text(path)
     return Files(
         {name: train for name, (train, _) in parts.items()},
         {name: held_out for name, (_, held_out) in parts.items()},
     )
-
-
-def add_text(path: Path) -> None:
-    """Gives records of context and continuation the whole passage as `text`.
-
-    A context alone stops before the word that the task asks for, and an end of sequence
-    learned there would be learned in its place.
-    """
-    rows = [record for _, record in records(str(path))]
-    whole = [row | {'text': f'{row["context"]} {row["continuation"]}'} for row in rows]
-    path.write_text(''.join(json.dumps(row) + '\n' for row in whole), 'utf-8')
 
 
 def run_config(
@@ -145,7 +131,6 @@ def run_config(
         'sft.eval_examples': 0,
         'sft.sequences': 2,
         'pretrain.train': str(files.train['text']),
-        'pretrain.text_key': 'text',
         'pretrain.eval_examples': 0,
         'pretrain.sequences': 2,
         'pretrain.max_tokens': 128,
@@ -186,8 +171,6 @@ def prepare_bench(
         tokenizer,
     )
     texts = {stream.name: stream.train for stream in streams}
-    # passages are cut out of books: how likely they end there says nothing of the text
-    texts['pretrain'] = [_without_end(example) for example in texts['pretrain']]
     texts['pairs'] = [e for e in pairs.train if e.prompt_key not in trained]
     spec, params = load_model(run.model.path)
     for name in ('pairs', 'sft'):
@@ -208,11 +191,6 @@ def prepare_bench(
         name: read_task(str(path), limit=size.questions) for name, path in tasks.items()
     }
     return Bench(questions, texts)
-
-
-def _without_end(example: TokenExample) -> TokenExample:
-    (ids,) = example.response_ids
-    return dataclasses.replace(example, response_ids=(ids[:-1],))
 
 
 def fingerprint(bench: Bench) -> str:
