@@ -1,14 +1,13 @@
 """Several runs side by side: python -m epa_jax.compare RUN RUN ... --out FOLDER."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from epa_jax.commands import show_errors
 from epa_jax.comparison import table
 from epa_jax.comparison.figure import draw
 from epa_jax.comparison.page import page
 from epa_jax.comparison.runs import grouped, read_run
-from epa_jax.config import ConfigError
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,10 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_main() -> None:
     """Shows bad input as one message."""
-    try:
-        main()
-    except ConfigError as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    show_errors(main)
 
 
 if __name__ == '__main__':

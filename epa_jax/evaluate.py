@@ -2,32 +2,17 @@
 
 import argparse
 import json
-import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from epa_jax.checkpoints import CheckpointError
+from epa_jax.commands import add_model_arguments, evals_file, policy_of, show_errors
 from epa_jax.config import ConfigError
-from epa_jax.data.sources import DataError
 from epa_jax.evals.answers import Answers, answer
-from epa_jax.evals.scoring import ROWS, ScoreError
+from epa_jax.evals.scoring import ROWS
 from epa_jax.evals.tasks import Task, read_task
-from epa_jax.formats.names import FormatError
-from epa_jax.models.hf_config import SpecError
-from epa_jax.policy import add_model_arguments, evals_file, policy_of
-
-USER_ERRORS = (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    FormatError,
-    ScoreError,
-    SpecError,
-)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -127,11 +112,7 @@ def _write(args: argparse.Namespace, found: list[Answers]) -> None:
 
 def run_main() -> None:
     """Shows bad input as one message."""
-    logging.basicConfig(format='%(message)s')
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    show_errors(main)
 
 
 if __name__ == '__main__':

@@ -2,19 +2,11 @@
 
 import argparse
 import json
-import logging
-import sys
 from pathlib import Path
 
-from epa_jax.checkpoints import CheckpointError
-from epa_jax.config import ConfigError
+from epa_jax.commands import add_model_arguments, policy_of, show_errors
 from epa_jax.formats.export import DTYPES, export_model
-from epa_jax.formats.names import FormatError
 from epa_jax.model_card import model_card
-from epa_jax.models.hf_config import SpecError
-from epa_jax.policy import add_model_arguments, policy_of
-
-USER_ERRORS = (CheckpointError, ConfigError, FormatError, SpecError)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -64,11 +56,7 @@ def _card(model: Path, step: int | None) -> str | None:
 
 def run_main() -> None:
     """Shows bad input as one message."""
-    logging.basicConfig(format='%(message)s')
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    show_errors(main)
 
 
 if __name__ == '__main__':

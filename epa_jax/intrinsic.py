@@ -3,41 +3,22 @@
 import argparse
 import dataclasses
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from epa_jax.checkpoints import CheckpointError
+from epa_jax.commands import add_model_arguments, evals_file, policy_of, show_errors
 from epa_jax.config import ConfigError, from_flat
 from epa_jax.data.load import load_datasets
-from epa_jax.data.sources import DataError
 from epa_jax.evals.intrinsic import Rated, intrinsic
-from epa_jax.evals.scoring import ROWS, ScoreError, score
-from epa_jax.formats.names import FormatError
-from epa_jax.models.hf_config import SpecError
-from epa_jax.policy import (
-    Policy,
-    add_model_arguments,
-    evals_file,
-    load_policy,
-    policy_of,
-)
+from epa_jax.evals.scoring import ROWS, score
+from epa_jax.policy import Policy, load_policy
 from epa_jax.prepare import loss_of
 from epa_jax.schema import DataConfig, RunConfig
 from epa_jax.types import Role, TokenExample
 
-USER_ERRORS = (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    FormatError,
-    ScoreError,
-    SpecError,
-)
 RATINGS = ('as_is', 'logit')
 
 
@@ -256,11 +237,7 @@ def _show(args: argparse.Namespace, found: dict[str, Any], about: dict[str, Any]
 
 def run_main() -> None:
     """Shows bad input as one message."""
-    logging.basicConfig(format='%(message)s')
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    show_errors(main)
 
 
 if __name__ == '__main__':

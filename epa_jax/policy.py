@@ -1,6 +1,5 @@
 """A policy to look at: a run folder, a Hugging Face folder or a .gguf file."""
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -19,7 +18,7 @@ from epa_jax.formats.tokenizer import check_vocabulary, load_tokenizer
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import Compute
-from epa_jax.schema import CheckpointConfig, MeshConfig
+from epa_jax.schema import CheckpointConfig
 from epa_jax.types import Params
 
 
@@ -40,48 +39,6 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     compute: Compute
     mesh: Mesh
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that `policy_of` reads."""
-    add = parser.add_argument
-    add('model', type=Path, help='a run folder, a Hugging Face folder or a .gguf file')
-    add('--step', type=int, help='checkpoint of a run folder; its end unless given')
-    add('--tokenizer', type=Path, help='a folder or .gguf file, if not beside the weights')
-    add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
-    add('--mesh_data', type=int, default=1, help='copies of the model')
-    add(
-        '--mesh_fsdp',
-        type=int,
-        default=-1,
-        help='shards of the parameters; -1: all devices',
-    )
-    add('--mesh_tensor', type=int, default=1, help='shards of heads, MLP and vocabulary')
-
-
-def policy_of(args: argparse.Namespace) -> Policy:
-    """The policy that a command line names; see `load_policy`."""
-    shape = MeshConfig(args.mesh_data, args.mesh_fsdp, args.mesh_tensor)
-    return load_policy(
-        args.model,
-        step=args.step,
-        tokenizer=args.tokenizer,
-        dtype=args.dtype,
-        mesh=sharding.make_mesh(shape),
-    )
-
-
-def evals_file(args: argparse.Namespace, name: str) -> Path | None:
-    """Where a measurement is written: as given, or in the run's folder; None elsewhere.
-
-    Args:
-      args: with `out`, `model` and `step`.
-      name: of the measurement.
-    """
-    if args.out or not (args.model / 'checkpoints').is_dir():
-        return args.out
-    suffix = '' if args.step is None else f'_step_{args.step}'
-    return args.model / 'evals' / f'{name}{suffix}.json'
 
 
 def load_policy(
@@ -155,14 +112,27 @@ def base_model(run: Path) -> tuple[Path, Path]:
         ) from error
 
 
-def _read_checkpoint(folder: Path, step: int | None, abstract: Any) -> Params:
-    """The parameters alone: the optimiser's state is not read."""
+def saved_steps(run: Path) -> list[int]:
+    """Steps of a run folder's checkpoints, in order.
+
+    Raises:
+      CheckpointError: there are none.
+    """
+    folder = run / 'checkpoints'
     checkpoints = Checkpoints(folder, CheckpointConfig(), read_only=True)
     try:
-        known = checkpoints.steps()
+        steps = checkpoints.steps()
     finally:
         checkpoints.close()
-    step = known[-1] if step is None and known else step
+    if not steps:
+        raise CheckpointError(f'{folder}: no checkpoints')
+    return steps
+
+
+def _read_checkpoint(folder: Path, step: int | None, abstract: Any) -> Params:
+    """The parameters alone: the optimiser's state is not read."""
+    known = saved_steps(folder.parent)
+    step = known[-1] if step is None else step
     if step not in known:
         raise CheckpointError(f'{folder}: no checkpoint of step {step}; found {known}')
     item = {'params': abstract}

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,14 @@ import jax
 import numpy as np
 
 from epa_jax import sharding
-from epa_jax.config import ConfigError
+from epa_jax.commands import show_errors
 from epa_jax.data.layouts import RecordError, prompt_of
 from epa_jax.data.sources import DataError, records
 from epa_jax.evals.bootstrap import mean_interval
 from epa_jax.evals.rewards import Reward, open_reward_model
 from epa_jax.evals.scoring import ROWS
-from epa_jax.formats.names import FormatError
-from epa_jax.models.hf_config import SpecError
 from epa_jax.schema import MeshConfig
 from epa_jax.types import Message
-
-USER_ERRORS = (ConfigError, DataError, FormatError, SpecError)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -119,11 +113,7 @@ def _turns(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def run_main() -> None:
     """Shows bad input as one message."""
-    logging.basicConfig(format='%(message)s')
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    show_errors(main)
 
 
 if __name__ == '__main__':

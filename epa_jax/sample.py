@@ -5,7 +5,6 @@ import bisect
 import collections
 import hashlib
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -15,18 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from epa_jax.checkpoints import CheckpointError
+from epa_jax.commands import add_model_arguments, policy_of, show_errors
 from epa_jax.config import ConfigError
 from epa_jax.data.prompts import Prompt, encode_prompts, read_prompts
-from epa_jax.data.sources import DataError
 from epa_jax.evals.generation import ROWS, Stop, sample
 from epa_jax.evals.sampling import Sampling
-from epa_jax.formats.names import FormatError
-from epa_jax.models.hf_config import SpecError
-from epa_jax.policy import Policy, add_model_arguments, policy_of
+from epa_jax.policy import Policy
 from epa_jax.schema import DataConfig
-
-USER_ERRORS = (CheckpointError, ConfigError, DataError, FormatError, SpecError)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -223,11 +217,7 @@ def show(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
 
 def run_main() -> None:
     """Shows bad input as one message."""
-    logging.basicConfig(format='%(message)s')
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    show_errors(main)
 
 
 if __name__ == '__main__':
