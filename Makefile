@@ -8,7 +8,7 @@ ARGS ?=
 export VENV PYTHON EXTRA EPA_PIP TORCH
 
 PY := $(VENV)/bin/python
-PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help env quickstart test exhaustive parity lint format smollm2 lock clean
 
