@@ -188,10 +188,15 @@ class _Scored:
     chunk: int
 
 
-def _scored(
-    params: Params, batch: PackedBatch, spec: ModelSpec, compute: transformer.Compute
-) -> _Scored:
-    hidden = transformer.hidden_states(
+def packed_states(
+    params: Params,
+    batch: PackedBatch,
+    *,
+    spec: ModelSpec,
+    compute: transformer.Compute,
+) -> jax.Array:
+    """The decoder's output [B, T, D] for a micro-batch, in the compute dtype."""
+    return transformer.hidden_states(
         params,
         batch.tokens,
         batch.positions,
@@ -200,6 +205,12 @@ def _scored(
         spec=spec,
         compute=compute,
     )
+
+
+def _scored(
+    params: Params, batch: PackedBatch, spec: ModelSpec, compute: transformer.Compute
+) -> _Scored:
+    hidden = packed_states(params, batch, spec=spec, compute=compute)
     valid = batch.score_slots < batch.lengths[0].size
     chunk = min(compute.logprob_chunk, valid.shape[1])
     positions, targets, valid = (

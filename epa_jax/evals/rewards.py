@@ -16,6 +16,7 @@ from epa_jax.config import ConfigError
 from epa_jax.evals.scoring import ROWS, packed
 from epa_jax.formats.reward_model import load_reward_model, load_reward_spec
 from epa_jax.formats.tokenizer import check_vocabulary, load_tokenizer
+from epa_jax.logprobs import packed_states
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import Compute
@@ -106,15 +107,7 @@ def _rewards(
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     """Keys [B, G] and the score of each group's last token, float32 [B, G]."""
-    hidden = transformer.hidden_states(
-        params,
-        batch.tokens,
-        batch.positions,
-        batch.segments,
-        batch.branches,
-        spec=spec,
-        compute=compute,
-    )
+    hidden = packed_states(params, batch, spec=spec, compute=compute)
     groups = jnp.arange(1, batch.keys.shape[1] + 1)
     mine = batch.segments[:, None, :] == groups[:, None]  # [B, G, T]
     index = jnp.arange(batch.tokens.shape[1])
