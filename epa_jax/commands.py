@@ -39,7 +39,7 @@ def show_errors(main: Callable[[], None]) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that `policy_of` reads."""
     add = parser.add_argument
-    add('model', type=Path, help='a run folder, a Hugging Face folder or a .gguf file')
+    add('model', type=Path, help='a run folder, a model or adapter folder, or .gguf')
     add('--step', type=int, help='checkpoint of a run folder; its end unless given')
     add('--tokenizer', type=Path, help='a folder or .gguf file, if not beside the weights')
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
@@ -55,14 +55,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def policy_of(args: argparse.Namespace) -> Policy:
     """The policy that a command line names; see `load_policy`."""
-    shape = MeshConfig(args.mesh_data, args.mesh_fsdp, args.mesh_tensor)
     return load_policy(
         args.model,
         step=args.step,
         tokenizer=args.tokenizer,
         dtype=args.dtype,
-        mesh=sharding.make_mesh(shape),
+        mesh=sharding.make_mesh(mesh_config(args)),
     )
+
+
+def mesh_config(args: argparse.Namespace) -> MeshConfig:
+    """The devices that a command line names."""
+    return MeshConfig(args.mesh_data, args.mesh_fsdp, args.mesh_tensor)
 
 
 def evals_file(args: argparse.Namespace, name: str) -> Path | None:

@@ -6,6 +6,7 @@ turns the result into frozen dataclasses and refuses what cannot work.
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from epa_jax.limits import CHOICES, RANGES
+from epa_jax.limits import CHOICES, LINEAR, RANGES
 from epa_jax.schema import RunConfig
 
 
@@ -65,6 +66,7 @@ def resolve(config: ConfigDict) -> RunConfig:
             )
     for key, (low, high) in RANGES.items():
         _check_range(key, flat[key], low, high)
+    lora_modules(run.lora.modules)
     _check_together(run)
     return run
 
@@ -108,6 +110,24 @@ def _check_range(key: str, value: float, low: float | None, high: float | None) 
         raise ConfigError(f'{key}={value!r}: expected a value from {span}')
 
 
+def lora_modules(text: str) -> tuple[str, ...]:
+    """The names that lora.modules holds, in the order of `limits.LINEAR`.
+
+    Raises:
+      ConfigError: a name that is not among those, or none.
+    """
+    if text == 'all-linear':
+        return LINEAR
+    found = [name.strip() for name in text.split(',')]
+    for name in found:
+        if name not in LINEAR:
+            raise ConfigError(
+                f"lora.modules={text!r}: {name!r} is not 'all-linear' or a matrix"
+                + _nearest(name, LINEAR)
+            )
+    return tuple(name for name in LINEAR if name in found)
+
+
 def _check_together(run: RunConfig) -> None:
     """Refuses keys that are fine alone and impossible together."""
     if not run.workdir:
@@ -141,31 +161,43 @@ def check_flags(argv: Sequence[str]) -> None:
     Raises:
       ConfigError: a key that does not exist, or a value of the wrong type.
     """
-    known = {key: _leaf_type(key) for key in flatten(RunConfig())}
     for arg in argv:
         if not arg.startswith(('--config.', '-config.', '--noconfig.')):
             continue
         key, equals, value = arg.split('config.', 1)[1].partition('=')
-        if key not in known:
-            groups = {k.rpartition('.')[0] for k in known}
-            if key in groups:
-                raise ConfigError(f'--config.{key}: a group of keys; set one of its keys')
-            raise ConfigError(f'--config.{key}: no such key{_nearest(key, list(known))}')
+        check_key(key, '--config.')
         if equals:
-            _check_text(key, known[key], value)
+            parse(key, value, '--config.')
 
 
-def _check_text(key: str, value_type: type, text: str) -> None:
+def check_key(key: str, prefix: str = '') -> None:
+    """Refuses a dotted key that does not exist.
+
+    Raises:
+      ConfigError: names the nearest; `prefix` goes before the key in the message.
+    """
+    known = list(flatten(RunConfig()))
+    if key in {name.rpartition('.')[0] for name in known}:
+        raise ConfigError(f'{prefix}{key}: a group of keys; set one of its keys')
+    if key not in known:
+        raise ConfigError(f'{prefix}{key}: no such key{_nearest(key, known)}')
+
+
+def parse(key: str, text: str, prefix: str = '') -> Any:
+    """The value that a text gives a key.
+
+    Raises:
+      ConfigError: it is not of the key's type.
+    """
+    value_type = _leaf_type(key)
     try:
-        if value_type is bool:
-            if text.lower() not in ('true', 'false', '1', '0', 't', 'f'):
-                raise ValueError(text)
-        else:
-            value_type(text)
+        if value_type is not bool:
+            return value_type(text)
+        if text.lower() not in ('true', 'false', '1', '0', 't', 'f'):
+            raise ValueError(text)
+        return text.lower() in ('true', '1', 't')
     except ValueError:
-        raise ConfigError(
-            f'--config.{key}={text}: expected {value_type.__name__}'
-        ) from None
+        raise ConfigError(f'{prefix}{key}={text}: expected {value_type.__name__}') from None
 
 
 def _leaf_type(key: str) -> type:
@@ -181,18 +213,28 @@ def from_flat(values: Mapping[str, Any]) -> RunConfig:
     Raises:
       ConfigError: as `resolve`, or keys that this version does not have.
     """
-    config = defaults()
+    known = flatten(RunConfig())
+    for key in values:
+        if key not in known:
+            raise ConfigError(f'{key}: no such key; the run is of another version')
+    return resolve(changed(defaults(), values))
+
+
+def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a configuration with values set, by dotted key.
+
+    Raises:
+      ConfigError: a value of the wrong type.
+    """
+    config = config.copy_and_resolve_references()
     for key, value in values.items():
         *groups, last = key.split('.')
-        target = config
-        for group in groups:
-            target = target.get(group)
-            if not isinstance(target, ConfigDict):
-                raise ConfigError(f'{key}: no such key; the run is of another version')
-        if last not in target:
-            raise ConfigError(f'{key}: no such key; the run is of another version')
-        target[last] = value
-    return resolve(config)
+        target = functools.reduce(lambda tree, group: tree[group], groups, config)
+        try:
+            target[last] = value
+        except TypeError as error:
+            raise ConfigError(f'{key}={value!r}: {error}') from None
+    return config
 
 
 def flatten(run: Any, prefix: str = '') -> dict[str, Any]:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from epa_jax.frozen import Frozen
 from epa_jax.losses import Loss
 from epa_jax.programs import Programs
 from epa_jax.train_step import Accumulator, Coupled
-from epa_jax.types import PackedBatch, Params, ResponseTable, Role, TrainState
+from epa_jax.types import PackedBatch, ResponseTable, Role, TrainState
 
 
 class Whole(NamedTuple):
@@ -56,7 +57,7 @@ def sum_up(
     programs: Programs,
     loss: Loss,
     state: TrainState,
-    ref_params: Params | None,
+    frozen: Frozen,
     batches: Sequence[PackedBatch],
 ) -> tuple[Accumulator, Any]:
     """Gradients and metrics of a step, and what its loss carries from now on.
@@ -65,17 +66,17 @@ def sum_up(
       programs: of the run.
       loss: that of the programs.
       state: before the update.
-      ref_params: an in-step reference, or None.
+      frozen: base and reference.
       batches: the step's micro-batches, on the mesh.
     """
     total, params = programs.zero(), state.params
     if not loss.needs.couples_prompts:
         for batch in batches:
-            total = programs.accumulate(total, params, ref_params, batch)
+            total = programs.accumulate(total, params, frozen, batch)
         return total, state.loss_state
-    whole = gather([programs.table(params, ref_params, batch) for batch in batches])
+    whole = gather([programs.table(params, frozen, batch) for batch in batches])
     coupled = programs.couple(whole.table, state.loss_state)
     parts = scatter(coupled, whole.places)
     for batch, part in zip(batches, parts, strict=True):
-        total = programs.pull(total, params, ref_params, batch, part)
+        total = programs.pull(total, params, frozen, batch, part)
     return total, coupled.loss_state

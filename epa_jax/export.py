@@ -4,9 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from epa_jax.commands import add_model_arguments, policy_of, show_errors
-from epa_jax.formats.export import DTYPES, export_model
+from epa_jax import sharding
+from epa_jax.commands import add_model_arguments, mesh_config, policy_of, show_errors
+from epa_jax.formats.export import DTYPES, export_adapter, export_model
+from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.model_card import model_card
+from epa_jax.policy import base_model, load_adapted
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,6 +23,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('out', type=Path, help='folder to make')
     add('--weights', default='bfloat16', choices=sorted(DTYPES), help='dtype in the file')
+    add('--adapter', action='store_true', help='the adapters of a run with lora alone')
     add('--overwrite', action='store_true', help='replace a folder of that name')
     return parser.parse_args(argv)
 
@@ -27,6 +31,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Writes weights, tokenizer, chat template, generation defaults and model card."""
     args = arguments(argv)
+    if args.adapter:
+        print(f'exported {_export_adapter(args)}')
+        return
     policy = policy_of(args)
     out = export_model(
         args.out,
@@ -38,6 +45,23 @@ def main(argv: list[str] | None = None) -> None:
         overwrite=args.overwrite,
     )
     print(f'exported {out}')
+
+
+def _export_adapter(args: argparse.Namespace) -> Path:
+    """Writes adapters in PEFT's layout."""
+    mesh = sharding.make_mesh(mesh_config(args))
+    found = load_adapted(args.model, args.step, mesh)
+    base, own = base_model(args.model)
+    return export_adapter(
+        args.out,
+        found.spec,
+        found.adapters,
+        found.lora,
+        str(base),
+        load_tokenizer(args.tokenizer or own),
+        model_card=_card(args.model, args.step),
+        overwrite=args.overwrite,
+    )
 
 
 def _card(model: Path, step: int | None) -> str | None:

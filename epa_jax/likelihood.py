@@ -10,6 +10,7 @@ NLL_s being the mean over all tokens of stream s in the step, however they are p
 from collections.abc import Iterable, Mapping
 
 from epa_jax.data.mixture import Portion
+from epa_jax.frozen import Frozen
 from epa_jax.metrics import finalise
 from epa_jax.programs import Programs
 from epa_jax.train_step import Accumulator, Metrics
@@ -20,6 +21,7 @@ def add_streams(
     programs: Programs,
     total: Accumulator,
     params: Params,
+    frozen: Frozen,
     portions: Mapping[str, Portion],
     weights: Mapping[str, float],
     prompts: int,
@@ -29,7 +31,8 @@ def add_streams(
     Args:
       programs: of the run.
       total: sums over the prompts of the step; donated.
-      params: the policy.
+      params: what is trained.
+      frozen: beside it.
       portions: by stream.
       weights: of each stream.
       prompts: what the update will divide sums by.
@@ -41,20 +44,25 @@ def add_streams(
     for name, (batches, tokens) in portions.items():
         scale = weights[name] * prompts / tokens
         for batch in batches:
-            total, nll = programs.imitate(total, params, programs.place(batch), scale)
+            total, nll = programs.imitate(
+                total, params, frozen, programs.place(batch), scale
+            )
             key = f'{name}/nll'
             metrics[key] = metrics[key] + nll if key in metrics else nll
     return total, metrics
 
 
 def measure_streams(
-    programs: Programs, params: Params, held_out: Mapping[str, Iterable[PackedBatch]]
+    programs: Programs,
+    params: Params,
+    frozen: Frozen,
+    held_out: Mapping[str, Iterable[PackedBatch]],
 ) -> dict[str, float]:
     """Mean negative log-likelihood per token of held-out text, 'eval/NAME/nll', nats."""
     out: Metrics = {}
     for name, batches in held_out.items():
         for batch in batches:
-            nll = programs.nll(params, programs.place(batch))
+            nll = programs.nll(params, frozen, programs.place(batch))
             key = f'eval/{name}/nll'
             out[key] = out[key] + nll if key in out else nll
     return finalise(out)

@@ -15,6 +15,9 @@ CHOICES = {
     'checkpoint.best_mode': ('max', 'min'),
 }
 
+# what lora.modules names
+LINEAR = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+
 # key -> (lowest, highest), inclusive; None is unbounded
 RANGES: dict[str, tuple[float | None, float | None]] = {
     'seed': (0, 2**32 - 1),
@@ -36,6 +39,8 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     'pretrain.sequences': (1, None),
     'pretrain.max_tokens': (2, None),
     'model.logprob_chunk': (1, None),
+    'lora.rank': (0, None),
+    'lora.alpha': (0, None),
     'batch.prompts': (1, None),
     'batch.row_length': (0, None),
     'batch.rows': (0, None),

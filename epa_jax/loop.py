@@ -124,13 +124,14 @@ class Loop:
     def _update(self, data: StepData) -> Metrics:
         job, programs = self.job, self.job.programs
         placed = [programs.place(batch) for batch in data.preference]
-        total, loss_state = sum_up(programs, job.loss, self.state, job.ref_params, placed)
+        total, loss_state = sum_up(programs, job.loss, self.state, job.frozen, placed)
         total, of_streams = add_streams(
             programs,
             total,
             self.state.params,
+            job.frozen,
             data.streams,
-            job.weights,
+            job.stream_weights,
             job.run.batch.prompts,
         )
         self.state, metrics = programs.update(self.state, total, loss_state)
@@ -165,7 +166,7 @@ class Loop:
 
     def _add_total(self, metrics: dict[str, float]) -> None:
         """'loss/total', where streams add to the preference loss."""
-        weights = self.job.weights
+        weights = self.job.stream_weights
         if weights:
             nll = sum(weight * metrics[f'{name}/nll'] for name, weight in weights.items())
             metrics['loss/total'] = metrics['loss'] + nll
@@ -185,7 +186,7 @@ class Loop:
         if not run.step0_guard or not loss.needs_reference or run.reference.path:
             return
         placed = self.job.programs.place(batch)
-        table = self.job.programs.table(self.state.params, self.job.ref_params, placed)
+        table = self.job.programs.table(self.state.params, self.job.frozen, placed)
         guard.check_start(table, loss, run.model.compute_dtype)
         self._mark = time.perf_counter()
 
@@ -195,9 +196,9 @@ class Loop:
         metrics = {}
         if batches.held_out is not None:
             once = batches.held_out.once()
-            metrics = evaluate(programs, self.state, job.ref_params, once)
+            metrics = evaluate(programs, self.state, job.frozen, once)
         text = {name: data.once() for name, data in batches.held_out_streams.items()}
-        metrics |= measure_streams(programs, self.state.params, text)
+        metrics |= measure_streams(programs, self.state.params, job.frozen, text)
         if not metrics:
             return
         self.tally.evaluations[self.step] = metrics

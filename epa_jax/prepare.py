@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -21,8 +20,8 @@ from epa_jax.data import packing
 from epa_jax.data.load import Datasets
 from epa_jax.data.report import data_report, render
 from epa_jax.data.streams import Stream
-from epa_jax.formats.load import load_model, load_spec
 from epa_jax.formats.tokenizer import check_vocabulary
+from epa_jax.frozen import Frozen
 from epa_jax.loss_config import LossConfig
 from epa_jax.losses import Loss, check_needs, make_loss, needs_ratings
 from epa_jax.models import transformer
@@ -30,7 +29,8 @@ from epa_jax.models.spec import ModelSpec
 from epa_jax.optim import make_optimizer
 from epa_jax.schema import RunConfig
 from epa_jax.train_step import Objective, init_state
-from epa_jax.types import Params, TrainState
+from epa_jax.types import TrainState
+from epa_jax.weights import Weights, flops_per_token, load_reference, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ class Job:
       schedule: learning rate by step.
       programs: the compiled functions.
       abstract: shapes and shardings of the train state.
-      params: initial parameters.
-      ref_params: the reference when it runs in the step.
+      weights: of the model as the run starts.
+      frozen: what stands beside the trained parameters.
       batches: of training and of evaluation.
-      weights: of the likelihood of each stream, by name.
+      stream_weights: of the likelihood of each stream, by name.
       total_steps: optimiser steps in all.
       report: see `data.report.data_report`.
     """
@@ -66,20 +66,20 @@ class Job:
     schedule: optax.Schedule
     programs: programs_lib.Programs
     abstract: TrainState
-    params: Params
-    ref_params: Params | None
+    weights: Weights
+    frozen: Frozen
     batches: Batches
-    weights: Mapping[str, float]
+    stream_weights: Mapping[str, float]
     total_steps: int
     report: dict[str, Any]
 
     def initial_state(self) -> TrainState:
-        """The train state before the first update, on the mesh; takes over `params`."""
+        """The train state before the first update, on the mesh."""
         make = jax.jit(
             lambda params: init_state(params, self.optimizer, self.loss.nothing_carried()),
             out_shardings=programs_lib.shardings(self.abstract),
         )
-        return make(self.params)
+        return make(self.weights.trained)
 
 
 def loss_of(run: RunConfig) -> Loss:
@@ -126,36 +126,31 @@ def prepare(
     mesh = sharding.make_mesh(run.mesh)
     total_steps = steps_of(run, len(datasets.train))
     batches = make_batches(run, datasets, streams, mesh, total_steps)
-    spec, params = _load(run.model.path, run, mesh)
+    weights = load_weights(run, mesh)
+    spec = weights.spec
     _check_positions(spec, run)
     check_vocabulary(tokenizer, spec)
-    if run.model.param_dtype == 'bfloat16':
-        log.warning(
-            'model.param_dtype=bfloat16 loses every update below 1/256 of its parameter; '
-            'float32 parameters with model.compute_dtype=bfloat16 lose none'
-        )
     report = data_report(
-        datasets, batches.train, total_steps, _matrix_params(spec), streams
+        datasets, batches.train, total_steps, flops_per_token(weights), streams
     )
     log.info('%s', render(report))
     objective = Objective(spec, _compute(run, mesh), loss)
     optimizer, schedule = make_optimizer(run.optim, total_steps)
     mode = run.reference.mode if loss.needs_reference else 'none'
-    ref_params = None
-    if mode != 'none':
-        own = not run.reference.path
-        ref_params = params if own else _load_reference(run, spec, mesh)
+    reference = None if mode == 'none' else load_reference(run, weights, mesh)
     if mode == 'cached':
-        cache = CachedReference(run, objective, ref_params, mesh)
+        own = weights.base if reference is None else reference
+        cache = CachedReference(run, objective, own, mesh)
         batches = _with_reference(batches, cache, run.reference.cache_file, total_steps)
-        ref_params = None
-    elif mode == 'in_step' and ref_params is params:
-        ref_params = jax.tree.map(jnp.copy, params)  # the policy's buffers are donated
-    abstract = programs_lib.abstract_state(params, optimizer, mesh, loss.nothing_carried())
+        reference = None
+    frozen = weights.frozen(reference, in_step=mode == 'in_step')
+    abstract = programs_lib.abstract_state(
+        weights.trained, optimizer, mesh, loss.nothing_carried()
+    )
     layout = batches.train.preference.layout
     example = packing.empty(layout.rows, layout, with_reference=mode == 'cached')
     programs = programs_lib.build(
-        objective, optimizer, abstract, example, mesh, in_step_reference=mode == 'in_step'
+        objective, optimizer, abstract, example, mesh, frozen=frozen
     )
     return Job(
         run=run,
@@ -167,10 +162,10 @@ def prepare(
         schedule=schedule,
         programs=programs,
         abstract=abstract,
-        params=params,
-        ref_params=ref_params,
+        weights=weights,
+        frozen=frozen,
         batches=batches,
-        weights={stream.name: stream.weight for stream in streams},
+        stream_weights={stream.name: stream.weight for stream in streams},
         total_steps=total_steps,
         report=report,
     )
@@ -202,12 +197,6 @@ def steps_of(run: RunConfig, examples: int) -> int:
     return steps
 
 
-def _matrix_params(spec: ModelSpec) -> int:
-    """Parameters that a token is multiplied with: all but an embedding only looked up."""
-    looked_up = 0 if spec.tie_embeddings else spec.vocab_size * spec.d_model
-    return transformer.num_params(spec) - looked_up
-
-
 def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:
     return transformer.Compute(
         dtype=run.model.compute_dtype,
@@ -216,28 +205,6 @@ def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:
         logprob_chunk=run.model.logprob_chunk,
         constrain=sharding.constrainer(mesh),
     )
-
-
-def _load(path: str, run: RunConfig, mesh: Mesh) -> tuple[ModelSpec, Params]:
-    spec = load_spec(path)
-    shapes = transformer.abstract_params(spec, run.model.param_dtype)
-    where = sharding.param_shardings(mesh, shapes, transformer.logical_axes(spec))
-    return load_model(path, run.model.param_dtype, where)
-
-
-def _load_reference(run: RunConfig, spec: ModelSpec, mesh: Mesh) -> Params:
-    ref_spec, ref_params = _load(run.reference.path, run, mesh)
-    if ref_spec != spec:
-        differing = [
-            f.name
-            for f in dataclasses.fields(spec)
-            if getattr(spec, f.name) != getattr(ref_spec, f.name)
-        ]
-        raise ConfigError(
-            f'reference.path={run.reference.path}: differs from the policy in '
-            f'{", ".join(differing)}; expected the same architecture'
-        )
-    return ref_params
 
 
 def _check_ratings(datasets: Datasets, loss: Loss) -> None:

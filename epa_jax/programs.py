@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from epa_jax import sharding, train_step
+from epa_jax.frozen import NOTHING, Frozen
 from epa_jax.train_step import Accumulator, Coupled, Metrics, Objective
 from epa_jax.types import (
     Array,
@@ -25,33 +26,34 @@ from epa_jax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Compiled functions; `ref_params` is None unless the reference runs in the step.
+    """Compiled functions of the trained parameters and those `Frozen` beside them.
 
     Attributes:
       zero: () -> Accumulator of zeros.
-      accumulate: (total, params, ref_params, batch) -> total; the old total is donated.
+      accumulate: (total, params, frozen, batch) -> total; the old total is donated.
       couple: (whole table, loss_state) -> Coupled, on every process.
-      pull: (total, params, ref_params, batch, coupled) -> total; likewise donated.
-      imitate: (total, params, batch, scale) -> (total, nll); likewise donated.
-      nll: (params, batch) -> WeightedSum.
+      pull: (total, params, frozen, batch, coupled) -> total; likewise donated.
+      imitate: (total, params, frozen, batch, scale) -> (total, nll); likewise donated.
+      nll: (params, frozen, batch) -> WeightedSum.
       update: (state, total, loss_state) -> (state, metrics); the old state is donated.
       measure: (table, loss_state) -> metrics.
-      table: (params, ref_params, batch) -> ResponseTable, whole on every process.
+      table: (params, frozen, batch) -> ResponseTable, whole on every process.
       place: host rows of this process -> batch on the mesh.
       traces: how often each function was traced; more than 1 is a recompilation.
     """
 
     zero: Callable[[], Accumulator]
-    accumulate: Callable[[Accumulator, Params, Params | None, PackedBatch], Accumulator]
+    accumulate: Callable[[Accumulator, Params, Frozen, PackedBatch], Accumulator]
     couple: Callable[[ResponseTable, Any], Coupled]
-    pull: Callable[[Accumulator, Params, Params | None, PackedBatch, Coupled], Accumulator]
+    pull: Callable[[Accumulator, Params, Frozen, PackedBatch, Coupled], Accumulator]
     imitate: Callable[
-        [Accumulator, Params, PackedBatch, float], tuple[Accumulator, WeightedSum]
+        [Accumulator, Params, Frozen, PackedBatch, float],
+        tuple[Accumulator, WeightedSum],
     ]
-    nll: Callable[[Params, PackedBatch], WeightedSum]
+    nll: Callable[[Params, Frozen, PackedBatch], WeightedSum]
     update: Callable[[TrainState, Accumulator, Any], tuple[TrainState, Metrics]]
     measure: Callable[[ResponseTable, Any], Metrics]
-    table: Callable[[Params, Params | None, PackedBatch], ResponseTable]
+    table: Callable[[Params, Frozen, PackedBatch], ResponseTable]
     place: Callable[[PackedBatch], PackedBatch]
     traces: collections.Counter[str]
 
@@ -107,8 +109,7 @@ def build(
     state: TrainState,
     example: PackedBatch,
     mesh: Mesh,
-    *,
-    in_step_reference: bool = False,
+    frozen: Frozen = NOTHING,
 ) -> Programs:
     """Programs for one kind of state and batch; each is compiled at its first use.
 
@@ -118,22 +119,21 @@ def build(
       state: from `abstract_state`.
       example: any batch of the run, with `ref_logps` if its batches have them.
       mesh: the mesh.
-      in_step_reference: the programs will be given `ref_params`.
+      frozen: what the programs will be given, or its shapes.
     """
     traces: collections.Counter[str] = collections.Counter()
     everywhere = sharding.replicated(mesh)
-    ref_params = state.params if in_step_reference else None
-    empty = jax.eval_shape(objective.gradients, state.params, example, ref_params)
+    empty = jax.eval_shape(objective.gradients, state.params, example, frozen)
     total = Accumulator(shardings(state.params), everywhere, everywhere)
 
     def zero() -> Accumulator:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
 
     def accumulate(
-        total: Accumulator, params: Params, ref_params: Params | None, batch: PackedBatch
+        total: Accumulator, params: Params, frozen: Frozen, batch: PackedBatch
     ) -> Accumulator:
         traces['accumulate'] += 1
-        return train_step.add(total, objective.gradients(params, batch, ref_params))
+        return train_step.add(total, objective.gradients(params, batch, frozen))
 
     def couple(table: ResponseTable, loss_state: Any) -> Coupled:
         traces['couple'] += 1
@@ -142,22 +142,26 @@ def build(
     def pull(
         total: Accumulator,
         params: Params,
-        ref_params: Params | None,
+        frozen: Frozen,
         batch: PackedBatch,
         coupled: Coupled,
     ) -> Accumulator:
         traces['pull'] += 1
-        return train_step.add(total, objective.pull(params, batch, coupled, ref_params))
+        return train_step.add(total, objective.pull(params, batch, coupled, frozen))
 
     def imitate(
-        total: Accumulator, params: Params, batch: PackedBatch, scale: Array
+        total: Accumulator,
+        params: Params,
+        frozen: Frozen,
+        batch: PackedBatch,
+        scale: Array,
     ) -> tuple[Accumulator, WeightedSum]:
         traces['imitate'] += 1
-        return objective.imitate(total, params, batch, scale)
+        return objective.imitate(total, params, batch, scale, frozen)
 
-    def nll(params: Params, batch: PackedBatch) -> WeightedSum:
+    def nll(params: Params, frozen: Frozen, batch: PackedBatch) -> WeightedSum:
         traces['nll'] += 1
-        return objective.nll(params, batch)
+        return objective.nll(params, batch, frozen)
 
     def update(
         state: TrainState, total: Accumulator, loss_state: Any
@@ -169,11 +173,9 @@ def build(
         traces['measure'] += 1
         return objective.measure(table, loss_state)
 
-    def table(
-        params: Params, ref_params: Params | None, batch: PackedBatch
-    ) -> ResponseTable:
+    def table(params: Params, frozen: Frozen, batch: PackedBatch) -> ResponseTable:
         traces['table'] += 1
-        return objective.table(params, batch, ref_params)
+        return objective.table(params, batch, frozen)
 
     return Programs(
         zero=jax.jit(zero, out_shardings=total),

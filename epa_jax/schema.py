@@ -112,7 +112,8 @@ class ModelConfig:
     Attributes:
       path: a Hugging Face folder (safetensors or flax_model.msgpack) or a .gguf file.
       tokenizer: a folder or .gguf file; '' looks beside the weights.
-      param_dtype: dtype of the trained parameters, 'float32' or 'bfloat16'.
+      param_dtype: dtype of the parameters, 'float32' or 'bfloat16'; adapters (see
+        `lora`) are float32.
       compute_dtype: dtype of matrix products; log-probs are always float32.
       remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' the
         matrix products, 'full' only the layer's input.
@@ -127,6 +128,26 @@ class ModelConfig:
     remat: str = 'full'
     attention: str = 'auto'
     logprob_chunk: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Adapters that are trained in place of the model, which stays as it is.
+
+    The reference is the model without them, so no mode of it needs a second copy.
+
+    Attributes:
+      rank: inner dimension of the adapters; 0 trains the whole model.
+      alpha: adapters are scaled by alpha / rank.
+      modules: matrices that get one: 'all-linear', or names joined by commas of q_proj,
+        k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj.
+      rank_stabilized: scale by alpha / sqrt(rank).
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    modules: str = 'all-linear'
+    rank_stabilized: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +282,8 @@ class RunConfig:
       max_bad_steps: non-finite updates in a row that stop the run.
       step0_guard: check at step 0 that a policy equal to its reference has the loss it
         must have.
-      export: write a Hugging Face folder at the end.
+      export: write a Hugging Face folder at the end; with `lora`, of the adapters, in
+        PEFT's layout.
     """
 
     workdir: str = ''
@@ -275,6 +297,7 @@ class RunConfig:
     sft: SftConfig = SftConfig()
     pretrain: PretrainConfig = PretrainConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     batch: BatchConfig = BatchConfig()
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     reference: ReferenceConfig = ReferenceConfig()

@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...] | None] = {
     'vocab': ('tensor',),
     'layers': None,
     'head_dim': None,
+    'rank': None,
     'norm': None,
 }
 

@@ -18,7 +18,7 @@ from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError
 from epa_jax.data.sources import DataError
 from epa_jax.data.streams import load_streams
-from epa_jax.formats.export import export_model
+from epa_jax.formats.export import export_adapter, export_model
 from epa_jax.formats.names import FormatError
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
@@ -33,6 +33,7 @@ from epa_jax.reference import StaleCacheError
 from epa_jax.run_folder import RunFolder, open_run_folder
 from epa_jax.schema import RunConfig
 from epa_jax.types import Params
+from epa_jax.weights import base_fingerprint, check_base
 from epa_jax.writers import Writers, open_writers, read_evaluations
 
 log = logging.getLogger('epa_jax.train')  # not __main__
@@ -58,7 +59,7 @@ class TrainResult:
     Attributes:
       folder: the run folder.
       spec: architecture of the policy.
-      params: its parameters.
+      params: its parameters, adapters attached (`models.lora.merge` merges them).
       summary: what summary.json holds.
     """
 
@@ -89,25 +90,39 @@ def train(run: RunConfig) -> TrainResult:
     folder.start()
     if jax.process_index() == 0:
         folder.write_data_report(job.report)
-    checkpoints = Checkpoints(folder.checkpoints, run.checkpoint, config=folder.config)
+    base = {} if job.weights.lora is None else base_fingerprint(job.weights.base)
+    checkpoints = Checkpoints(
+        folder.checkpoints, run.checkpoint, config=folder.config | base
+    )
     try:
         loop = _run_loop(job, folder, checkpoints)
     finally:
         checkpoints.close()
     summary = _summary(job, folder, loop, time.perf_counter() - began)
     if run.export:
-        export_model(
-            folder.export,
-            job.spec,
-            loop.state.params,
-            tokenizer,
-            dtype=run.model.param_dtype,
-            model_card=model_card(folder.config, summary),
-            overwrite=True,
-        )
+        _export(job, folder, loop.state.params, model_card(folder.config, summary))
     if jax.process_index() == 0:
         folder.write_summary(summary)
-    return TrainResult(folder.path, job.spec, loop.state.params, summary)
+    policy = job.frozen.policy(loop.state.params)
+    return TrainResult(folder.path, job.spec, policy, summary)
+
+
+def _export(job: Job, folder: RunFolder, trained: Params, card: str) -> None:
+    """The whole model, or its adapters where those were trained."""
+    if job.weights.lora is None:
+        dtype = job.run.model.param_dtype
+        export_model(folder.export, job.spec, trained, job.tokenizer, dtype, card, True)
+    else:
+        export_adapter(
+            folder.export,
+            job.spec,
+            trained,
+            job.weights.lora,
+            job.run.model.path,
+            job.tokenizer,
+            card,
+            overwrite=True,
+        )
 
 
 def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
@@ -118,6 +133,8 @@ def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
         state = job.initial_state()
     else:
         restored = checkpoints.restore(job.abstract, step)
+        if job.weights.lora is not None:
+            check_base(restored.config, job.weights.base, str(folder.checkpoints))
         state = restored.state
         batches.set_state(restored.data_state)
         log.info('resumed from step %d of %s', step, folder.checkpoints)
@@ -147,6 +164,7 @@ def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[st
         'loss': job.loss.name,
         'hyperparameters': dict(job.loss.hyperparameters),
         'parameters': num_params(job.spec),
+        'trained_parameters': sum(p.size for p in jax.tree.leaves(loop.state.params)),
         'train': tally.metrics,
         'eval_first': evaluations[0] if evaluations else None,
         'eval_last': evaluations[-1] if evaluations else None,
@@ -160,7 +178,7 @@ def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[st
     }
 
 
-_CONFIG = config_flags.DEFINE_config_file(
+CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='An experiment, such as experiments/stories260k_epa.py.'
 )
 
@@ -169,7 +187,7 @@ def main(argv: list[str]) -> None:
     """Entry point."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-    result = train(resolve(_CONFIG.value))
+    result = train(resolve(CONFIG.value))
     print(f'run folder: {result.folder}')
 
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from epa_jax.frozen import NOTHING, Frozen
 from epa_jax.logprobs import response_table
 from epa_jax.losses import Loss
 from epa_jax.metrics import preference_metrics
@@ -84,17 +85,18 @@ class Objective:
     loss: Loss
 
     def table(
-        self, params: Params, batch: PackedBatch, ref_params: Params | None
+        self, params: Params, batch: PackedBatch, frozen: Frozen = NOTHING
     ) -> ResponseTable:
-        """Response table, with `ref_logps` computed here when `ref_params` is given."""
-        table = self.policy_table(params, batch)
+        """Response table; with `ref_logps` computed here if `frozen` has a reference."""
+        table = self.policy_table(frozen.policy(params), batch)
+        ref_params = frozen.reference_params()
         if ref_params is None:
             return table
         ref_logps = jax.lax.stop_gradient(self.policy_table(ref_params, batch).logps)
         return dataclasses.replace(table, ref_logps=ref_logps)
 
     def policy_table(self, params: Params, batch: PackedBatch) -> ResponseTable:
-        """Response table of one set of parameters."""
+        """Response table of a whole model."""
         return response_table(
             params,
             batch,
@@ -109,7 +111,7 @@ class Objective:
         return self._metrics(table, self.loss.fn(table, loss_state))
 
     def gradients(
-        self, params: Params, batch: PackedBatch, ref_params: Params | None = None
+        self, params: Params, batch: PackedBatch, frozen: Frozen = NOTHING
     ) -> Accumulator:
         """Sums of gradients and metrics over the prompts of a micro-batch.
 
@@ -117,7 +119,7 @@ class Objective:
         """
 
         def total(params: Params) -> tuple[jax.Array, tuple[ResponseTable, jax.Array]]:
-            table = self.table(params, batch, ref_params)
+            table = self.table(params, batch, frozen)
             loss_N = self.loss.fn(table)
             return jnp.sum(loss_N), (table, loss_N)
 
@@ -145,7 +147,7 @@ class Objective:
         params: Params,
         batch: PackedBatch,
         coupled: Coupled,
-        ref_params: Params | None = None,
+        frozen: Frozen = NOTHING,
     ) -> Accumulator:
         """`gradients` where the derivatives by log-probs are known from `couple`.
 
@@ -153,29 +155,37 @@ class Objective:
           params: the parameters that the coupled table was made with.
           batch: one micro-batch of the step.
           coupled: its rows of what `couple` returned.
-          ref_params: an in-step reference, or None.
+          frozen: base and reference.
         """
 
         def total(params: Params) -> tuple[jax.Array, ResponseTable]:
-            table = self.table(params, batch, ref_params)
+            table = self.table(params, batch, frozen)
             return jnp.sum(coupled.slopes * table.logps), table
 
         grads, table = jax.grad(total, has_aux=True)(params)
         return self._accumulator(grads, table, coupled.losses)
 
-    def nll(self, params: Params, batch: PackedBatch) -> WeightedSum:
+    def nll(
+        self, params: Params, batch: PackedBatch, frozen: Frozen = NOTHING
+    ) -> WeightedSum:
         """Negative log-likelihood of the responses, nats, and how many tokens they have."""
-        table = response_table(params, batch, spec=self.spec, compute=self.compute)
+        policy = frozen.policy(params)
+        table = response_table(policy, batch, spec=self.spec, compute=self.compute)
         tokens = jnp.sum(table.lengths, dtype=jnp.float32)
         return WeightedSum(-jnp.sum(table.logps), tokens)
 
     def imitate(
-        self, total: Accumulator, params: Params, batch: PackedBatch, scale: Array
+        self,
+        total: Accumulator,
+        params: Params,
+        batch: PackedBatch,
+        scale: Array,
+        frozen: Frozen = NOTHING,
     ) -> tuple[Accumulator, WeightedSum]:
         """Adds `scale` times the gradient of `nll`; the prompts of the sums stay."""
 
         def value(params: Params) -> tuple[jax.Array, WeightedSum]:
-            nll = self.nll(params, batch)
+            nll = self.nll(params, batch, frozen)
             return scale * nll.total, nll
 
         grads, nll = jax.grad(value, has_aux=True)(params)

@@ -72,7 +72,7 @@ def test_the_two_passes_equal_one_where_prompts_do_not_couple():
     (batch,) = batches(ALL)
     objective = Objective(tiny.SPEC, Compute(logprob_chunk=8), make_loss('epa', {}))
     direct = objective.gradients(tiny.params(), batch)
-    coupled = objective.couple(objective.table(tiny.params(), batch, None), ())
+    coupled = objective.couple(objective.table(tiny.params(), batch), ())
     pulled = objective.pull(tiny.params(), batch, coupled)
     for a, b in zip(jax.tree.leaves(direct), jax.tree.leaves(pulled), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Every loss in a whole run with every reference mode; the modes agree."""
+"""Every loss in a whole run with every reference mode and adapters; the modes agree."""
 
 import dataclasses
 import functools
@@ -49,11 +49,12 @@ def run(folder):
     """(loss, mode) -> result of a whole run; each is made once."""
 
     @functools.cache
-    def one(name, mode):
+    def one(name, mode, rank=0):
         return train(
             small_run.config(
                 folder,
-                f'{name}-{mode}',
+                f'{name}-{mode}-{rank}',
+                lora__rank=rank,
                 steps=STEPS,
                 export=False,
                 loss__name=name,
@@ -90,6 +91,16 @@ def test_a_cached_reference_trains_as_one_in_the_step(run, name):
     )
     assert first != last
     check_same(cached, run(name, 'in_step'))
+
+
+@pytest.mark.parametrize('name', sorted(LOSSES))
+def test_adapters_train_with_every_loss(run, name):
+    cached = run(name, 'cached', 2)
+    check_same(cached, run(name, 'in_step', 2))
+    first = cached.summary['eval_first']['eval/loss']
+    whole = run(name, 'cached').summary['eval_first']['eval/loss']
+    assert first == pytest.approx(whole, rel=1e-5)
+    assert first != cached.summary['eval_last']['eval/loss']
 
 
 @pytest.mark.parametrize('name', FREE)

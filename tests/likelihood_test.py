@@ -8,6 +8,7 @@ import pytest
 from epa_jax import programs as programs_lib
 from epa_jax import sharding
 from epa_jax.data.mixture import Portion
+from epa_jax.frozen import NOTHING
 from epa_jax.likelihood import add_streams, measure_streams
 from epa_jax.losses import make_loss
 from epa_jax.metrics import finalise
@@ -54,7 +55,7 @@ def added(layouts, mesh_shape=(1, 1, 1)):
         for name, layout in layouts.items()
     }
     total, metrics = add_streams(
-        programs, programs.zero(), params, portions, WEIGHTS, PROMPTS
+        programs, programs.zero(), params, NOTHING, portions, WEIGHTS, PROMPTS
     )
     return jax.device_get(total), finalise(metrics), programs
 
@@ -102,7 +103,9 @@ def test_only_gradients_are_added():
     start = jax.tree.map(lambda x: x + 1, programs.zero())
     kept = jax.device_get(start)
     portions = {'sft': Portion(packed('sft', ONE_ROW['sft']), TOKENS['sft'])}
-    total, _ = add_streams(programs, start, params, portions, {'sft': 0.0}, PROMPTS)
+    total, _ = add_streams(
+        programs, start, params, NOTHING, portions, {'sft': 0.0}, PROMPTS
+    )
     assert isinstance(total, Accumulator)
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(total), strict=True):
         np.testing.assert_array_equal(a, b)

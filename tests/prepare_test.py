@@ -44,8 +44,8 @@ def test_rows_are_shared_by_training_and_evaluation_and_hold_the_longest(folder)
 
 def test_a_reference_in_the_step_survives_donation_of_the_policy(folder):
     job = job_of(small_run.config(folder, reference__mode='in_step'))
-    jax.tree.map(lambda p: p.delete(), job.params)
-    assert all(not p.is_deleted() for p in jax.tree.leaves(job.ref_params))
+    jax.tree.map(lambda p: p.delete(), job.weights.trained)
+    assert all(not p.is_deleted() for p in jax.tree.leaves(job.frozen))
 
 
 def test_a_reference_of_another_architecture_is_refused(folder, tmp_path):

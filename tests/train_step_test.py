@@ -9,6 +9,7 @@ import pytest
 from epa_jax import programs as programs_lib
 from epa_jax import sharding, train_step
 from epa_jax.coupling import sum_up
+from epa_jax.frozen import NOTHING, Frozen
 from epa_jax.losses import make_loss
 from epa_jax.metrics import finalise
 from epa_jax.models import transformer
@@ -70,7 +71,7 @@ def one_step(
     )(params)
     for _ in range(steps):
         placed = [programs.place(batch) for batch in micro]
-        total, loss_state = sum_up(programs, loss, state, None, placed)
+        total, loss_state = sum_up(programs, loss, state, NOTHING, placed)
         state, metrics = programs.update(state, total, loss_state)
     return state, finalise(metrics), programs
 
@@ -136,7 +137,7 @@ def test_gradient_of_the_step_is_that_of_the_mean_loss():
 
     def loss(scale):
         moved = jax.tree.map(lambda p, d: p + scale * d, params, direction)
-        table = objective.table(moved, batch, None)
+        table = objective.table(moved, batch)
         return finalise(objective.measure(table))['loss']
 
     step = 2e-4
@@ -176,8 +177,10 @@ def test_in_step_reference_equals_its_cached_log_probs():
     (batch,) = batches(ALL)
     reference = tiny.params(seed=5)
     objective = train_step.Objective(tiny.SPEC, Compute(), make_loss('epa', {}))
-    in_step = objective.gradients(tiny.params(), batch.replace(ref_logps=None), reference)
-    table = objective.table(reference, batch.replace(ref_logps=None), None)
+    in_step = objective.gradients(
+        tiny.params(), batch.replace(ref_logps=None), Frozen(None, reference, in_step=True)
+    )
+    table = objective.table(reference, batch.replace(ref_logps=None))
     cached = batch.replace(ref_logps=np.asarray(table.logps).reshape(batch.roles.shape))
     cached = objective.gradients(tiny.params(), cached)
     jax.tree.map(

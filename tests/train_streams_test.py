@@ -102,12 +102,12 @@ def argument_bytes(run):
     datasets = load_datasets(run.data, tokenizer, min_strong=1)
     job = prepare(run, datasets, tokenizer, load_streams(run, tokenizer))
     step, total = next(job.batches.train.steps()), job.programs.zero()
-    params, ref_params = job.params, job.ref_params
+    params, frozen = job.weights.trained, job.frozen
     batch = job.programs.place(step.preference[0])
-    lowered = [job.programs.accumulate.lower(total, params, ref_params, batch)]
+    lowered = [job.programs.accumulate.lower(total, params, frozen, batch)]
     for text in step.streams.values():
         placed = job.programs.place(text.batches[0])
-        lowered.append(job.programs.imitate.lower(total, params, placed, 1.0))
+        lowered.append(job.programs.imitate.lower(total, params, frozen, placed, 1.0))
     compiled = [program.compile().memory_analysis() for program in lowered]
     return max(memory.argument_size_in_bytes for memory in compiled)
 

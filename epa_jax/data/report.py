@@ -21,7 +21,7 @@ def data_report(
     datasets: Datasets,
     mixture: Mixture,
     total_steps: int,
-    matrix_params: int,
+    flops_per_token: float,
     streams: Sequence[Stream] = (),
 ) -> dict[str, Any]:
     """Counts of examples, tokens, padding and compute.
@@ -30,8 +30,7 @@ def data_report(
       datasets: what was read and kept.
       mixture: the run's batches.
       total_steps: optimiser steps.
-      matrix_params: parameters that each token is multiplied with; a training step needs
-        about 6 floating-point operations for each of them and token.
+      flops_per_token: floating-point operations of training on a token.
       streams: text beside the preference data.
 
     Returns:
@@ -60,7 +59,7 @@ def data_report(
         'rows': _rows(data, lengths[: SAMPLE * data.visits.prompts]),
         'compute': {
             'tokens_per_step': all_tokens,
-            'flops_per_step': 6.0 * matrix_params * all_tokens,
+            'flops_per_step': flops_per_token * all_tokens,
         },
     }
 

@@ -3,15 +3,16 @@
 from collections.abc import Iterable
 
 from epa_jax.coupling import gather
+from epa_jax.frozen import Frozen
 from epa_jax.metrics import finalise
 from epa_jax.programs import Programs
-from epa_jax.types import PackedBatch, Params, TrainState
+from epa_jax.types import PackedBatch, TrainState
 
 
 def evaluate(
     programs: Programs,
     state: TrainState,
-    ref_params: Params | None,
+    frozen: Frozen,
     batches: Iterable[PackedBatch],
 ) -> dict[str, float]:
     """Means over all prompts of `batches`, under the names of training with 'eval/'.
@@ -22,14 +23,14 @@ def evaluate(
     Args:
       programs: of the run.
       state: the policy, and what its loss carries.
-      ref_params: an in-step reference, or None.
+      frozen: base and reference.
       batches: one pass over the held-out rows.
 
     Raises:
       ValueError: no batches.
     """
     tables = [
-        programs.table(state.params, ref_params, programs.place(batch)) for batch in batches
+        programs.table(state.params, frozen, programs.place(batch)) for batch in batches
     ]
     if not tables:
         raise ValueError('evaluation without examples: set data.eval or data.eval_examples')

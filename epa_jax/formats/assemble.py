@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,24 +59,45 @@ def assemble(
         wrong shape; nothing is read before all are checked. Or a separate head in a
         model whose head is tied, unless it equals the embedding.
     """
-    _check_unique(tensors)
     abstract = abstract_params(spec, dtype)
-    slots = names.expected(spec)
     head_name, head_layout = names.outside['head']
     tied_heads = [t for t in tensors if spec.tie_embeddings and t.name == head_name]
     wanted = [
         t for t in tensors if t not in tied_heads and not names.ignored.fullmatch(t.name)
     ]
-    _check(abstract, slots, wanted)
+    _check_unique(tensors)
+    params = fill(abstract, names.expected(spec), wanted, shardings)
+    for head in tied_heads:
+        _check_tied(params['embed'], head, Slot(('embed',), None, head_layout))
+    return params
+
+
+def fill(
+    abstract: Params,
+    slots: Mapping[str, Slot],
+    tensors: Sequence[StoredTensor],
+    shardings: Params | None = None,
+) -> Params:
+    """Loads a tree, each tensor at its slot.
+
+    Args:
+      abstract: shapes and dtypes.
+      slots: where each tensor goes; all of them, and no others, must be there.
+      tensors: of all files.
+      shardings: as `assemble`.
+
+    Raises:
+      FormatError: as `assemble`.
+    """
+    _check_unique(tensors)
+    _check(abstract, slots, tensors)
     params = _zeros(abstract, shardings)
-    for tensor in wanted:
+    for tensor in tensors:
         slot = slots[tensor.name]
         group = params['layers'] if slot.layer is not None else params
         leaf = slot.path[-1]
         value = to_leaf(tensor.read(), slot, _leaf_shape(abstract, slot))
         group[leaf] = _write(group[leaf], value, slot.layer)
-    for head in tied_heads:
-        _check_tied(params['embed'], head, Slot(('embed',), None, head_layout))
     return params
 
 
@@ -90,7 +111,7 @@ def _check_unique(tensors: Sequence[StoredTensor]) -> None:
 
 
 def _check(
-    abstract: Params, slots: dict[str, Slot], tensors: Sequence[StoredTensor]
+    abstract: Params, slots: Mapping[str, Slot], tensors: Sequence[StoredTensor]
 ) -> None:
     """Every slot is filled with its shape, and nothing is left over."""
     for tensor in tensors:

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from transformers import PreTrainedTokenizerBase
 
-from epa_jax.formats import safetensors
+from epa_jax.formats import peft, safetensors
 from epa_jax.formats.names import (
     HUGGING_FACE,
     FormatError,
@@ -26,6 +26,7 @@ from epa_jax.formats.names import (
 )
 from epa_jax.formats.tokenizer import save_tokenizer
 from epa_jax.models.hf_config import spec_to_hf
+from epa_jax.models.lora import Lora
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import abstract_params
 from epa_jax.types import Params
@@ -83,15 +84,69 @@ def export_model(
             _write_weights(partial, params, shards, dtype)
             _write_json(partial / 'config.json', config)
             _write_json(partial / 'generation_config.json', _without_none(ids))
-            if tokenizer is not None:
-                save_tokenizer(tokenizer, partial)
-            if model_card is not None:
-                (partial / 'README.md').write_text(model_card, encoding='utf-8')
+            _write_extras(partial, tokenizer, model_card)
     else:
         for _ in _values(params, [t for shard in shards for t in shard], dtype):
             pass  # takes part in gathering
     multihost_utils.sync_global_devices('export')
     return out_dir
+
+
+def export_adapter(
+    out_dir: str | Path,
+    spec: ModelSpec,
+    adapters: Params,
+    lora: Lora,
+    base: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model_card: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes adapters as PEFT does, in float32, the same way as `export_model`.
+
+    Args:
+      out_dir: folder to make.
+      spec: architecture of the base.
+      adapters: as `lora.abstract_adapters` describes them, possibly sharded.
+      lora: their shape and scale.
+      base: path of the model they belong to; written as an absolute one.
+      tokenizer: written beside them, or None.
+      model_card: text of README.md, or None for no such file.
+      overwrite: replace a folder of that name.
+
+    Raises:
+      FormatError: the folder exists.
+    """
+    out_dir = Path(out_dir)
+    if not overwrite and _exists(out_dir):
+        raise FormatError(f'{out_dir}: exists; remove it or choose another folder')
+    shapes = {name: leaf.shape[1:] for name, leaf in adapters['layers'].items()}
+    tensors = [
+        (name, slot, stored_shape(slot, shapes[slot.path[-1]]))
+        for name, slot in peft.slots(spec, lora).items()
+    ]
+    values = _values(adapters, tensors, 'float32')
+    if jax.process_index() == 0:
+        with _folder(out_dir) as partial:
+            named = [(name, shape) for name, _, shape in tensors]
+            file = partial / peft.WEIGHTS
+            safetensors.write_file(file, named, safetensors.DTYPES['F32'], values)
+            _write_json(partial / peft.CONFIG, peft.config_of(lora, os.path.abspath(base)))
+            _write_extras(partial, tokenizer, model_card)
+    else:
+        for _ in values:
+            pass  # takes part in gathering
+    multihost_utils.sync_global_devices('export')
+    return out_dir
+
+
+def _write_extras(
+    folder: Path, tokenizer: PreTrainedTokenizerBase | None, model_card: str | None
+) -> None:
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
+    if model_card is not None:
+        (folder / 'README.md').write_text(model_card, encoding='utf-8')
 
 
 def _exists(path: Path) -> bool:

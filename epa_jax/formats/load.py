@@ -1,12 +1,15 @@
 """Loads a model from whichever format its path holds.
 
 A folder with model.safetensors or its shards, a folder with flax_model.msgpack or its
-shards, or a .gguf file.
+shards, a .gguf file, or a folder with a LoRA adapter, which is merged into its base.
 """
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from epa_jax.formats import (
     assemble,
@@ -15,9 +18,11 @@ from epa_jax.formats import (
     gguf_file,
     gguf_spec,
     names,
+    peft,
     safetensors,
 )
 from epa_jax.formats.names import FormatError, Names
+from epa_jax.models import lora
 from epa_jax.models.hf_config import spec_from_hf
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import Params
@@ -91,8 +96,6 @@ def _what_is_there(path: Path) -> str:
             'only pickled PyTorch weights, which are not read because they can run code; '
             'save them again with transformers, save_pretrained(safe_serialization=True)'
         )
-    if (path / 'adapter_config.json').is_file():
-        return 'a LoRA adapter, not a model; merge it into its base model first'
     gguf = sorted(p.name for p in path.glob('*.gguf'))
     if gguf:
         return f'a folder; name the .gguf file in it: {", ".join(gguf)}'
@@ -105,7 +108,10 @@ def load_spec(path: str | Path) -> ModelSpec:
     Raises:
       FormatError, SpecError: as `load_model`.
     """
-    return detect(path).spec(Path(path))
+    path = Path(path)
+    if peft.is_adapter(path):
+        path = peft.open_chain(path)[-1].base
+    return detect(path).spec(path)
 
 
 def load_model(
@@ -114,7 +120,7 @@ def load_model(
     """Loads architecture and parameters, one tensor at a time.
 
     Args:
-      path: a Hugging Face folder or a .gguf file.
+      path: a Hugging Face folder, a .gguf file or a folder with a LoRA adapter.
       param_dtype: dtype of the parameters, whatever the file has.
       shardings: tree of `jax.sharding.Sharding` in the structure of the parameters, or
         None for the default device.
@@ -126,7 +132,26 @@ def load_model(
       FormatError: a malformed file, or tensors that are not those of the architecture.
       SpecError: an architecture that is not implemented.
     """
+    path = Path(path)
+    if peft.is_adapter(path):
+        return _load_adapted(path, param_dtype, shardings)
     fmt = detect(path)
-    spec = fmt.spec(Path(path))
-    tensors = fmt.tensors(Path(path))
+    spec = fmt.spec(path)
+    tensors = fmt.tensors(path)
     return spec, assemble.assemble(spec, fmt.names, tensors, param_dtype, shardings)
+
+
+def _load_adapted(
+    folder: Path, param_dtype: str, shardings: Params | None
+) -> tuple[ModelSpec, Params]:
+    """An adapter's base with the adapter merged into it."""
+    chain = peft.open_chain(folder)
+    spec, params = load_model(chain[-1].base, param_dtype, shardings)
+    where = params['embed'].sharding
+    for adapter in reversed(chain):
+        adapters = peft.read_adapter(adapter, spec)
+        if isinstance(where, NamedSharding):
+            adapters = jax.device_put(adapters, NamedSharding(where.mesh, PartitionSpec()))
+        attached = lora.attach(params, adapters, adapter.lora.scale)
+        params = lora.merge(attached, donate=True)
+    return spec, params

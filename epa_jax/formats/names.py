@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 
+from epa_jax.models import lora
 from epa_jax.models.spec import ModelSpec
 
 
@@ -84,9 +85,6 @@ def _has(spec: ModelSpec, leaf: str) -> bool:
     return True
 
 
-_INPUT_AXES = {'o': 2}  # of a matrix leaf; the others have 1
-
-
 def stored_shape(slot: Slot, leaf: tuple[int, ...]) -> tuple[int, ...]:
     """Shape in the file of a parameter of shape `leaf` (one layer's, if stacked)."""
     if slot.layout is Layout.SAME:
@@ -100,7 +98,7 @@ def stored_shape(slot: Slot, leaf: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _matrix(slot: Slot, leaf: tuple[int, ...]) -> tuple[int, int]:
-    axes = _INPUT_AXES.get(slot.path[-1], 1)
+    axes = lora.input_axes(slot.path[-1])
     return math.prod(leaf[:axes]), math.prod(leaf[axes:])
 
 

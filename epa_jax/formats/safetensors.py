@@ -35,10 +35,11 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     Raises:
       FormatError: a file that is missing, cut short or malformed.
     """
-    return folder_tensors(folder, SINGLE, INDEX, _file_tensors)
+    return folder_tensors(folder, SINGLE, INDEX, file_tensors)
 
 
-def _file_tensors(path: Path) -> list[StoredTensor]:
+def file_tensors(path: Path) -> list[StoredTensor]:
+    """All tensors of one file, as `stored_tensors`."""
     try:
         size = path.stat().st_size
         with path.open('rb') as f:

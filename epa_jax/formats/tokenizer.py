@@ -9,6 +9,7 @@ from epa_jax.formats.files import read_json
 from epa_jax.formats.gguf_file import open_gguf
 from epa_jax.formats.gguf_tokenizer import build_tokenizer
 from epa_jax.formats.names import FormatError
+from epa_jax.formats.peft import is_adapter, open_adapter
 from epa_jax.models.spec import ModelSpec
 
 
@@ -20,7 +21,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     parts of the file by their own.
 
     Args:
-      path: a folder with tokenizer.json, or a .gguf file.
+      path: a folder with tokenizer.json, or a .gguf file; an adapter without one has
+        that of its base.
 
     Raises:
       FormatError: no tokenizer there, or one that cannot be read.
@@ -30,6 +32,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         return build_tokenizer(open_gguf(path))
     if not path.is_dir():
         raise FormatError(f'{path}: expected a folder with tokenizer.json, or a .gguf file')
+    if not (path / 'tokenizer.json').is_file() and is_adapter(path):
+        return load_tokenizer(open_adapter(path).base)
     if not (path / 'tokenizer.json').is_file():
         raise FormatError(f'{path}: tokenizer.json is missing; {_remedy(path)}')
     read_json(path / 'tokenizer.json')

@@ -68,10 +68,19 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     return x.astype(x_BTD.dtype) * scale_D.astype(x_BTD.dtype)
 
 
+def low_rank(equation: str) -> tuple[str, str]:
+    """The einsum of a matrix as two, through r dimensions: 'btd,df->btf' by d,r and r,f."""
+    inputs, _, outputs = equation.partition('->')
+    x, matrix = inputs.split(',')
+    summed = ''.join(axis for axis in matrix if axis in x)
+    kept = ''.join(axis for axis in matrix if axis not in x)
+    return f'{x},{summed}r->btr', f'btr,r{kept}->{outputs}'
+
+
 class Layer(nnx.Module):
     """One decoder layer: attention, then a gated MLP, each after a norm."""
 
-    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs, adapted: tuple[str, ...] = ()):
         d, f, h = spec.d_model, spec.d_ff, spec.head_dim
         n, m = spec.n_heads, spec.n_kv_heads
         out = INIT_STDDEV / (2 * spec.n_layers) ** 0.5
@@ -93,10 +102,18 @@ class Layer(nnx.Module):
             self.gate_bias = _bias((f,), ('mlp',))
             self.up_bias = _bias((f,), ('mlp',))
             self.down_bias = _bias((d,), ('norm',))
+        for name in adapted:  # the shapes and values of adapters are `models.lora`'s
+            setattr(self, f'{name}_lora_a', _bias((), ()))
+            setattr(self, f'{name}_lora_b', _bias((), ()))
 
     def project(self, x: jax.Array, name: str, equation: str) -> jax.Array:
-        """Applies a matrix, and its bias where the architecture has one."""
+        """Applies a matrix, its adapter if it has one, and its bias likewise."""
         y = jnp.einsum(equation, x, getattr(self, name)[...].astype(x.dtype))
+        down = getattr(self, f'{name}_lora_a', None)
+        if down is not None:
+            first, second = low_rank(equation)
+            up = getattr(self, f'{name}_lora_b')[...].astype(x.dtype)
+            y += jnp.einsum(second, jnp.einsum(first, x, down[...].astype(x.dtype)), up)
         bias = getattr(self, f'{name}_bias', None)
         return y if bias is None else y + bias[...].astype(x.dtype)
 
@@ -125,10 +142,10 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, stacked layers, final norm, and a head unless it is tied."""
 
-    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs, adapted: tuple[str, ...] = ()):
         axes = ('vocab', 'embed')
         self.embed = _weight(rngs, (spec.vocab_size, spec.d_model), axes)
-        stack = nnx.vmap(lambda r: Layer(spec, r), in_axes=0, out_axes=0)
+        stack = nnx.vmap(lambda r: Layer(spec, r, adapted), in_axes=0, out_axes=0)
         self.layers = stack(rngs.split(spec.n_layers))
         self.norm = _scale(spec.d_model)
         if not spec.tie_embeddings:
@@ -172,9 +189,9 @@ def _rematerialised(body: Callable, remat: str) -> Callable:
 
 
 @functools.cache
-def _structure(spec: ModelSpec) -> tuple[Any, Any]:
-    """Graph and abstract state of the decoder; depends on nothing but the spec."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(spec, nnx.Rngs(0))))
+def _structure(spec: ModelSpec, adapted: tuple[str, ...] = ()) -> tuple[Any, Any]:
+    """Graph and abstract state of the decoder, with adapters of the matrices named."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(spec, nnx.Rngs(0), adapted)))
 
 
 def abstract_params(spec: ModelSpec, dtype: Any) -> Params:
@@ -209,8 +226,10 @@ def num_params(spec: ModelSpec) -> int:
 
 
 def decoder(params: Params, spec: ModelSpec) -> Decoder:
-    """The module with these parameters."""
-    return nnx.merge(_structure(spec)[0], params)
+    """The module with these parameters, adapters included."""
+    first = '_lora_a'
+    names = sorted(n.removesuffix(first) for n in params['layers'] if n.endswith(first))
+    return nnx.merge(_structure(spec, tuple(names))[0], params)
 
 
 def hidden_states(
@@ -226,7 +245,7 @@ def hidden_states(
     """The decoder's output after the final norm, before the vocabulary.
 
     Args:
-      params: as `abstract_params` describes them.
+      params: as `abstract_params` describes them, or with adapters (`lora.attach`).
       tokens_BT: int32 [B, T].
       positions_BT: int32 [B, T], see `types.PackedBatch` for these three.
       segments_BT: int32 [B, T].

@@ -95,7 +95,7 @@ def reported():
     fate.dropped_responses['too long'] = 14
     datasets = datasets_of(TRAIN, HELD_OUT, read=read, tokenised=fate)
     return data_report(
-        datasets, Mixture(pipeline(TRAIN)), total_steps=2, matrix_params=10**9
+        datasets, Mixture(pipeline(TRAIN)), total_steps=2, flops_per_token=6e9
     )
 
 
@@ -208,7 +208,9 @@ def test_numbers_are_those_of_the_batches(shuffle, resample, prompts, steps):
         shuffle=shuffle,
         resample=resample,
     )
-    report = data_report(datasets_of(examples), Mixture(data), steps, matrix_params=1000)
+    report = data_report(
+        datasets_of(examples), Mixture(data), steps, flops_per_token=6000.0
+    )
     batches = [step.preference for step in itertools.islice(Mixture(data).steps(), steps)]
     flat = list(itertools.chain(*batches))
     tokens = sum(real_tokens(batch) for batch in flat)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from epa_jax.evals.preference import evaluate
+from epa_jax.frozen import NOTHING
 from epa_jax.losses import make_loss
 from epa_jax.models import transformer
 from epa_jax.train_step import Objective
@@ -67,11 +68,11 @@ def batches(layout, ref_logps):
 def run(params, ref_logps, layout=LAYOUT):
     programs = types.SimpleNamespace(
         place=lambda batch: batch,
-        table=lambda params, ref_params, batch: TABLE(params, batch, ref_params),
+        table=lambda params, frozen, batch: TABLE(params, batch, frozen),
         measure=MEASURE,
     )
     state = types.SimpleNamespace(params=params, loss_state=())
-    return evaluate(programs, state, None, batches(layout, ref_logps))
+    return evaluate(programs, state, NOTHING, batches(layout, ref_logps))
 
 
 def test_every_prompt_counts_once_and_padding_not_at_all(params, logps, ref_logps):
@@ -96,7 +97,7 @@ def test_every_prompt_counts_once_and_padding_not_at_all(params, logps, ref_logp
 
 def test_accuracy_is_the_share_of_pairs_in_order(params, logps, ref_logps):
     # rounding must not decide the two ties, so the policy's own log-probs are their ref.
-    table = jax.jit(lambda batch: OBJECTIVE.table(params, batch, None).logps)
+    table = jax.jit(lambda batch: OBJECTIVE.table(params, batch).logps)
     found = [np.asarray(table(batch)) for batch in batches(LAYOUT, ref_logps)]
     own = np.concatenate([t[: len(row)] for t, row in zip(found, LAYOUT, strict=True)])
     np.testing.assert_allclose(own, logps, rtol=1e-4)
@@ -124,8 +125,8 @@ def test_all_batches_are_measured_as_one_table_by_both_models():
     """So a loss that couples prompts does not depend on how they were packed."""
     seen, measured = [], []
 
-    def table(params, ref_params, batch):
-        seen.append((params, ref_params, batch))
+    def table(params, frozen, batch):
+        seen.append((params, frozen, batch))
         return fake_table(2)
 
     def measure(table, loss_state):
@@ -136,11 +137,11 @@ def test_all_batches_are_measured_as_one_table_by_both_models():
         table=table, measure=measure, place=lambda batch: f'placed {batch}'
     )
     state = types.SimpleNamespace(params='policy', loss_state='carried')
-    assert evaluate(programs, state, 'reference', ['a', 'b']) == {'eval/x': 0.5}
-    assert seen == [('policy', 'reference', f'placed {b}') for b in 'ab']
+    assert evaluate(programs, state, 'frozen', ['a', 'b']) == {'eval/x': 0.5}
+    assert seen == [('policy', 'frozen', f'placed {b}') for b in 'ab']
     assert measured == [((4, 1), 'carried')]
 
 
 def test_nothing_to_evaluate_on_is_refused():
     with pytest.raises(ValueError, match=r'without examples.*data\.eval'):
-        evaluate(types.SimpleNamespace(), types.SimpleNamespace(), None, [])
+        evaluate(types.SimpleNamespace(), types.SimpleNamespace(), NOTHING, [])

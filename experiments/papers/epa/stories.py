@@ -33,6 +33,7 @@ from epa_jax.data.mixture import Mixture
 from epa_jax.data.negatives import NegativeRule
 from epa_jax.data.pipeline import Pipeline, Visits
 from epa_jax.evals.linearity import linearity
+from epa_jax.frozen import Frozen
 from epa_jax.losses import make_loss
 from epa_jax.train_step import Objective
 from epa_jax.types import Params, Role, TokenExample
@@ -139,6 +140,7 @@ def train(
     batches = Mixture(Pipeline(examples, rule, visits, layout)).steps()
 
     gradients = jax.jit(objective.gradients)
+    frozen = Frozen(None, teller.params, in_step=True)
 
     @jax.jit
     def update(params: Params, state: Any, total: Any) -> tuple[Params, Any]:
@@ -150,7 +152,7 @@ def train(
     for step in range(1, sizes.marks[-1] + 1):
         micro_batches = next(batches).preference
         began = time.perf_counter()
-        parts = [gradients(params, batch, teller.params) for batch in micro_batches]
+        parts = [gradients(params, batch, frozen) for batch in micro_batches]
         total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
         params, state = jax.block_until_ready(update(params, state, total))
         seconds += time.perf_counter() - began
