@@ -39,7 +39,7 @@ NO_TWIN = {
     'types': 'train_step_test.py',
 }
 LOADS_CODE = {'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'torch'}
-FLAGS = {'config', 'train', 'quickstart'}  # may import ml_collections
+FLAGS = {'config', 'train', 'sweep', 'quickstart'}  # may import ml_collections
 
 
 def documented_order() -> list[str]:
