@@ -11,6 +11,7 @@ from epa_jax import sharding
 from epa_jax.checkpoints import CheckpointError
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
+from epa_jax.evals.chat import ChatError
 from epa_jax.evals.generation import ROWS
 from epa_jax.evals.responding import Responder, Response, stop_ids
 from epa_jax.evals.sampling import Sampling
@@ -22,6 +23,7 @@ from epa_jax.schema import DataConfig, MeshConfig
 
 # what a user can mend
 USER_ERRORS = (
+    ChatError,
     CheckpointError,
     ConfigError,
     DataError,
