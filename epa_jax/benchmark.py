@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -57,20 +57,24 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Writes the answers and says how fast they came."""
     args = arguments(argv)
-    began = time.perf_counter()
-    if args.benchmark == 'alpaca_eval':
-        text, responses = alpaca_eval(args)
-    else:
-        text, responses = mt_bench(args)
+    found = alpaca_eval(args) if args.benchmark == 'alpaca_eval' else mt_bench(args)
     if jax.process_index() == 0:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, 'utf-8')
-        print_speed(responses, time.perf_counter() - began)
-        cut = sum(not response.finished for response in responses)
+        args.out.write_text(found.text, 'utf-8')
+        print_speed(found.responses, found.seconds)
+        cut = sum(not response.finished for response in found.responses)
         print(f'{cut} responses cut off by their length', file=sys.stderr)
 
 
-def alpaca_eval(args: argparse.Namespace) -> tuple[str, list[Response]]:
+class Answered(NamedTuple):
+    """What to write, the responses in it, and how long they took."""
+
+    text: str
+    responses: list[Response]
+    seconds: float
+
+
+def alpaca_eval(args: argparse.Namespace) -> Answered:
     """A JSON list of outputs.
 
     Raises:
@@ -82,12 +86,15 @@ def alpaca_eval(args: argparse.Namespace) -> tuple[str, list[Response]]:
     responder = responder_of(args, args.temperature)
     ids = encode_prompts(prompts, responder.policy.tokenizer, template_of(args))
     responder.check_lengths(prompts, ids)
+    began = time.perf_counter()
     responses = responder(ids)
+    seconds = time.perf_counter() - began
     rows = [
-        output(prompt, text, response, name)
-        for prompt, text, response in zip(prompts, instructions, responses, strict=True)
+        output(prompt, asked, response, name)
+        for prompt, asked, response in zip(prompts, instructions, responses, strict=True)
     ]
-    return json.dumps(rows, ensure_ascii=False, indent=2) + '\n', responses
+    text = json.dumps(rows, ensure_ascii=False, indent=2) + '\n'
+    return Answered(text, responses, seconds)
 
 
 def name_of(model: Path, step: int | None) -> str:
@@ -120,7 +127,7 @@ def output(prompt: Prompt, text: str, response: Response, name: str) -> dict[str
     return {**known, 'instruction': text, 'output': answer, 'generator': name}
 
 
-def mt_bench(args: argparse.Namespace) -> tuple[str, list[Response]]:
+def mt_bench(args: argparse.Namespace) -> Answered:
     """JSON lines of answers; the model is named by the file, as FastChat does.
 
     Raises:
@@ -132,7 +139,9 @@ def mt_bench(args: argparse.Namespace) -> tuple[str, list[Response]]:
         raise ConfigError(f'--out {args.out}: expected NAME.jsonl, NAME being the model')
     questions = read_questions(args.prompts, args.limit)
     responder = responder_of(args, 1.0)  # each category has its own temperature
+    began = time.perf_counter()
     talks = converse(questions, responder, template_of(args), args.choices)
+    seconds = time.perf_counter() - began
     short, empty = sum(talk.short for talk in talks), sum(talk.empty for talk in talks)
     if short and jax.process_index() == 0:
         print(
@@ -141,7 +150,8 @@ def mt_bench(args: argparse.Namespace) -> tuple[str, list[Response]]:
             file=sys.stderr,
         )
     rows = list(answers(talks, args.out.stem, time.time()))
-    return _lines(rows), [response for talk in talks for response in talk.responses]
+    responses = [response for talk in talks for response in talk.responses]
+    return Answered(_lines(rows), responses, seconds)
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
