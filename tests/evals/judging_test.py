@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -134,6 +135,22 @@ def test_what_is_under_way_when_one_fails_is_kept(tmp_path):
         list(ask(REQUESTS[:2], complete, judgments, 2))
     assert list(judgments.answers) == [key_of(REQUESTS[1])]
     assert Judgments(tmp_path / 'x.jsonl').answers == judgments.answers
+
+
+def test_what_is_under_way_when_the_user_stops_is_kept(tmp_path):
+    both_run = threading.Barrier(2)
+
+    def complete(request):
+        both_run.wait(5)
+        time.sleep(0.2 * request['number'])
+        return '[[B]]'
+
+    judgments = Judgments(tmp_path / 'x.jsonl')
+    steps = ask(REQUESTS[:2], complete, judgments, 2)
+    assert next(steps) == 1
+    assert len(judgments.answers) == 1
+    steps.close()
+    assert set(judgments.answers) == {key_of(request) for request in REQUESTS[:2]}
 
 
 def test_nothing_more_is_asked_after_a_failure(tmp_path):
