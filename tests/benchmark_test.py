@@ -5,6 +5,8 @@ import json
 import pytest
 
 from epa_jax import benchmark, sample
+from epa_jax.data.prompts import Prompt
+from epa_jax.evals.responding import Response
 from tests import small_run
 
 QUESTIONS = [
@@ -69,6 +71,17 @@ def test_the_generator_may_be_named(folder):
     run('alpaca_eval', folder, 'prompts.jsonl', 'named.json', *words)
     (row,) = json.loads((folder / 'named.json').read_text())
     assert row['generator'] == 'epa'
+
+
+def test_white_space_around_an_output_is_no_part_of_it():
+    prompt = Prompt(' p ', 'x:1', {'dataset': 'd', 'id': 3})
+    row = benchmark.output(prompt, ' p ', Response('\n a b \n', 2, True), 'epa')
+    assert list(row.items()) == [
+        ('dataset', 'd'),
+        ('instruction', ' p '),
+        ('output', 'a b'),
+        ('generator', 'epa'),
+    ]
 
 
 def test_a_policy_is_named_by_its_folder_file_and_step(folder):

@@ -1,6 +1,7 @@
 """MT-Bench: questions, turns after one's own answers, FastChat's layout."""
 
 import json
+import typing
 
 import pytest
 
@@ -105,6 +106,23 @@ def test_a_later_turn_gets_the_room_that_is_left(policy, cfg):
     assert (second.short, second.empty) == (1, 1)
     assert second.responses[1] == Response('', 0, False)
     assert (third.short, third.empty) == (0, 0)
+
+
+class Spaced(Responder):
+    """Responds the same, and remembers what it read."""
+
+    read: typing.ClassVar[list] = []
+
+    def __call__(self, ids):
+        self.read.extend(self.policy.tokenizer.decode(tokens) for tokens in ids)
+        return [Response(' \n w3 \n', 2, True) for _ in ids]
+
+
+def test_white_space_around_a_response_is_no_part_of_it(policy, cfg):
+    talker = Spaced(policy, Sampling(5, (2,)))
+    (talk,) = converse([question(1, 'math', 'w1', 'w2')], talker, cfg)
+    assert [response.text for response in talk.responses] == ['w3', 'w3']
+    assert talker.read == ['w1', 'w1 w3 w2']
 
 
 def test_a_first_turn_without_room_is_refused(policy, cfg):
