@@ -10,13 +10,14 @@ export VENV PYTHON EXTRA EPA_PIP TORCH
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env quickstart test exhaustive parity lint format smollm2 lock clean
+.PHONY: help env quickstart test exhaustive parity alpaca_eval lint format smollm2 lock clean
 
 help:
 	@echo 'make quickstart  train a small model with DPO and EPA in a world of known rewards'
 	@echo 'make test        run the tests'
 	@echo 'make exhaustive  every loss with every reference, and real processes (minutes)'
 	@echo 'make parity      compare with PyTorch and transformers (installs torch)'
+	@echo 'make alpaca_eval score our files with the alpaca_eval package (installs it)'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make format      rewrite the code as ruff formats it'
 	@echo 'make smollm2     fetch SmolLM2-135M-Instruct into models/'
@@ -30,7 +31,7 @@ quickstart: env
 	$(PY) -m epa_jax.quickstart $(ARGS)
 
 test: env
-	$(PYTEST) -m 'not parity and not exhaustive' $(ARGS)
+	$(PYTEST) -m 'not parity and not alpaca_eval and not exhaustive' $(ARGS)
 
 exhaustive: env
 	$(PYTEST) -m exhaustive $(ARGS)
@@ -38,6 +39,10 @@ exhaustive: env
 parity:
 	@./setup_env.sh parity
 	$(PYTEST) -m parity tests/parity $(ARGS)
+
+alpaca_eval:
+	@./setup_env.sh alpaca_eval
+	$(PYTEST) -m alpaca_eval tests/alpaca_eval $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .

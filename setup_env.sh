@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes or reuses the virtual environment that every make target runs in.
 #
-#   ./setup_env.sh           make it, or do nothing when it is up to date
-#   ./setup_env.sh list      print the supported interpreters found, newest first
-#   ./setup_env.sh parity    the same as without, and PyTorch for the parity tests
-#   ./setup_env.sh lock      resolve setup.cfg anew into constraints.txt
+#   ./setup_env.sh               make it, or do nothing when it is up to date
+#   ./setup_env.sh list          print the supported interpreters found, newest first
+#   ./setup_env.sh parity        the same as without, and PyTorch for the parity tests
+#   ./setup_env.sh alpaca_eval   likewise, and the alpaca_eval package for its tests
+#   ./setup_env.sh lock          resolve setup.cfg anew into constraints.txt
 #
 # Read from the environment:
 #   PYTHON   interpreter to build on; default: the newest supported one that runs
@@ -150,6 +151,13 @@ install_torch() {
   touch "$VENV/.epa_jax_parity"
 }
 
+install_alpaca_eval() {
+  [ -f "$VENV/.epa_jax_alpaca_eval" ] && return
+  say "installing alpaca_eval into $VENV"
+  install -c constraints.txt -e '.[alpaca_eval]'
+  touch "$VENV/.epa_jax_alpaca_eval"
+}
+
 lock() {
   need_uv
   [ -n "$UV" ] || die 'make lock needs uv'
@@ -173,5 +181,10 @@ case ${1:-} in
     install_package
     install_torch
     ;;
-  *) die "$1: expected list, parity, lock or nothing" ;;
+  alpaca_eval)
+    make_venv
+    install_package
+    install_alpaca_eval
+    ;;
+  *) die "$1: expected list, parity, alpaca_eval, lock or nothing" ;;
 esac
