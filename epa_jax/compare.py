@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from epa_jax.commands import show_errors
-from epa_jax.comparison import table
+from epa_jax.comparison import scatter, table
 from epa_jax.comparison.figure import draw
 from epa_jax.comparison.page import page
 from epa_jax.comparison.runs import grouped, read_run
@@ -14,12 +14,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog='python -m epa_jax.compare',
-        description='A table with intervals, training curves and an HTML report. Runs that '
+        description='A table with intervals, training curves, points of what was measured, '
+        'and an HTML report. Runs that '
         'differ in their seed alone become one column.',
     )
     add = parser.add_argument
     add('runs', nargs='+', type=Path, help='run folders')
-    add('--out', type=Path, help='folder for table.csv, curves.png and report.html')
+    add('--out', type=Path, help='folder for table.csv, report.html and figures')
     return parser.parse_args(argv)
 
 
@@ -30,10 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     print('\n'.join(table.text(groups)))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        figure = draw(groups)
-        figure.savefig(args.out / 'curves.png')
+        figures = {'curves': draw(groups), 'scatter': scatter.draw(groups)}
+        drawn = {name: figure for name, figure in figures.items() if figure is not None}
+        for name, figure in drawn.items():
+            figure.savefig(args.out / f'{name}.png')
         (args.out / 'table.csv').write_text(table.as_csv(groups), 'utf-8')
-        (args.out / 'report.html').write_text(page(groups, figure), 'utf-8')
+        (args.out / 'report.html').write_text(page(groups, drawn), 'utf-8')
         print(f'\nreport {args.out / "report.html"}')
 
 

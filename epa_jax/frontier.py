@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from epa_jax import sharding
 from epa_jax.commands import show_errors
-from epa_jax.comparison.frontier import Point, as_csv, draw, point
+from epa_jax.comparison.frontier import Point, as_csv, draw, point, to_json
 from epa_jax.comparison.runs import Group, Run, grouped, read_run
 from epa_jax.config import ConfigError, from_flat
 from epa_jax.data.prompts import Prompt, encode_prompts, read_prompts
@@ -57,21 +58,34 @@ def main(argv: list[str] | None = None) -> None:
     prompts = read_prompts(args.prompts, args.limit)
     reward = reward_of(args.reward, mesh, args.dtype)
     measure = Measure(args, mesh, prompts, reward)
-    points: list[Point] = []
-    references = {reference_of(run): run for group in groups for run in group.runs}
-    for run in references.values():
-        points.append(measure.reference(run))
-        _print(points[-1])
+    firsts = {reference_of(run): run for group in groups for run in group.runs}
+    starts = {key: measure.reference(run) for key, run in firsts.items()}
+    points = list(starts.values())
+    for start in points:
+        _print(start)
     for group in groups:
         for run in group.runs:
+            mine = []
             for step in saved_steps(run.folder) if args.checkpoints else [None]:
-                points.append(measure.run(group, run, step))
-                _print(points[-1])
+                mine.append(measure.run(group, run, step))
+                _print(mine[-1])
+            points += mine
+            _save(run, [starts[reference_of(run)], *mine], args)
     if jax.process_index() == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'frontier.csv').write_text(as_csv(points), 'utf-8')
         draw(points, args.estimate).savefig(args.out / 'frontier.png')
         print(f'figure {args.out / "frontier.png"}')
+
+
+def _save(run: Run, points: Sequence[Point], args: argparse.Namespace) -> None:
+    """Leaves a run's points in its evals/, for `compare`."""
+    if jax.process_index() == 0:
+        names = ('prompts', 'reward', 'limit', 'n', 'max_new_tokens', 'dtype', 'seed')
+        out = to_json(points, {name: getattr(args, name) for name in names})
+        path = run.folder / 'evals' / 'frontier.json'
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(out, indent=2) + '\n', 'utf-8')
 
 
 def _print(p: Point) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from epa_jax import frontier
+from epa_jax.comparison import scatter
+from epa_jax.comparison.runs import grouped, read_run
 from epa_jax.train import train
 from tests import small_run
 from tests.evals import rewards_test
@@ -57,6 +59,11 @@ def test_reward_and_kl_rise_with_training(folder, capsys):
     assert float(rows[2]['kl_k1']) == pytest.approx(kls[2], rel=0.5)
     assert (folder / 'out/frontier.png').stat().st_size > 10_000
     assert 'step 16: KL ' in capsys.readouterr().out
+    saved = json.loads((folder / 'one/evals/frontier.json').read_text())
+    assert saved['measured']['reward'] == 'tests.frontier_test:share_of_good_words'
+    assert [p['step'] for p in saved['points']] == [None, 8, 16]
+    assert saved['points'][2]['reward'][0] == pytest.approx(rewards[2], rel=1e-4)
+    assert scatter.draw(grouped([read_run(folder / 'one')])) is not None
 
 
 def test_a_reward_model_serves(folder):

@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from epa_jax.evals.bootstrap import Interval, mean_interval
@@ -85,10 +87,52 @@ def as_csv(points: Sequence[Point]) -> str:
     return out.getvalue()
 
 
+def to_json(points: Sequence[Point], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What `from_json` reads; `measured` says by what and on what."""
+    return {
+        'measured': dict(measured),
+        'points': [_known(dataclasses.asdict(point)) for point in points],
+    }
+
+
+def from_json(saved: Mapping[str, Any], label: str, folder: str) -> list[Point]:
+    """Points of a run as saved; its own get this label and folder, a reference none."""
+    out = []
+    for fields in saved['points']:
+        own = {'label': label, 'folder': folder} if fields['folder'] else {}
+        intervals = {
+            'kl': {name: _interval(ends) for name, ends in fields['kl'].items()},
+            'reward': _interval(fields['reward']),
+        }
+        out.append(Point(**{**fields, **own, **intervals}))
+    return out
+
+
+def _known(value: Any) -> Any:
+    """Without NaN, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _known(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _interval(ends: Sequence[float | None]) -> Interval:
+    return Interval(*(float('nan') if end is None else end for end in ends))
+
+
 def draw(points: Sequence[Point], kind: str = 'k3') -> Figure:
     """Reward against KL with intervals; a line through the points of a run."""
     figure = Figure(figsize=(6.4, 4.6), layout='constrained', dpi=150)
     ax = figure.subplots()
+    draw_on(ax, points, kind)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.grid(alpha=0.25, linewidth=0.6)
+    return figure
+
+
+def draw_on(ax: Axes, points: Sequence[Point], kind: str = 'k3') -> None:
+    """The same on given axes."""
     labels = list(dict.fromkeys(p.label for p in points))
     for folder in dict.fromkeys((p.label, p.folder) for p in points):
         mine = [p for p in points if (p.label, p.folder) == folder]
@@ -108,10 +152,7 @@ def draw(points: Sequence[Point], kind: str = 'k3') -> Figure:
         )
     ax.set_xlabel(f'KL to the reference, nats a response (estimate {kind})')
     ax.set_ylabel('mean reward of fresh samples')
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(alpha=0.25, linewidth=0.6)
     ax.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def _ends(intervals: Sequence[Interval]) -> np.ndarray:

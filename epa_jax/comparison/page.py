@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -20,16 +20,14 @@ img { max-width: 100%; } pre { background: #f6f6f6; padding: 1em; overflow: auto
 """
 
 
-def page(groups: Sequence[Group], figure: Figure) -> str:
-    """The table, the curves and the configuration of every group.
+def page(groups: Sequence[Group], figures: Mapping[str, Figure]) -> str:
+    """The table, the figures and the configuration of every group.
 
     Args:
       groups: the runs.
-      figure: from `figure.draw`; it is embedded.
+      figures: by name; they are embedded.
     """
-    png = io.BytesIO()
-    figure.savefig(png, format='png')
-    image = base64.b64encode(png.getvalue()).decode('ascii')
+    images = ''.join(_image(name, figure) for name, figure in figures.items())
     configs = ''.join(
         f'<details><summary>{html.escape(group.label)}: '
         f'{html.escape(", ".join(str(run.folder) for run in group.runs))}</summary>'
@@ -43,6 +41,13 @@ def page(groups: Sequence[Group], figure: Figure) -> str:
         f'<h1>Comparison of runs</h1>\n{table.as_html(groups)}\n'
         '<p>± is half of a 95 % interval: over seeds where a column has several, else '
         'over prompts or questions.</p>\n'
-        f'<img alt="training curves" src="data:image/png;base64,{image}">\n'
+        f'{images}'
         f'<h2>Configurations</h2>\n{configs}</body></html>\n'
     )
+
+
+def _image(name: str, figure: Figure) -> str:
+    png = io.BytesIO()
+    figure.savefig(png, format='png')
+    data = base64.b64encode(png.getvalue()).decode('ascii')
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">\n'

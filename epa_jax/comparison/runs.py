@@ -1,5 +1,6 @@
 """What runs leave behind: configuration, metrics, summary, evaluations."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import scipy.stats
 
 from epa_jax.config import ConfigError
@@ -65,6 +67,30 @@ def read_run(folder: Path) -> Run:
             for path in sorted((folder / 'evals').glob('*.json'))
         },
     )
+
+
+def read_rewards(folder: Path) -> np.ndarray | None:
+    """Ratings and r_theta that `epa_jax.intrinsic` left, less their means over a prompt.
+
+    Returns:
+      Float [2, responses], or None where there are none.
+
+    Raises:
+      ConfigError: a file that cannot be read.
+    """
+    path = folder / 'evals' / 'intrinsic_points.csv'
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding='utf-8', newline='') as file:
+            rows = list(csv.DictReader(file))
+        prompts = np.array([int(row['prompt']) for row in rows])
+        values = [[float(row[name]) for row in rows] for name in ('rating', 'r_theta')]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f'{path}: cannot be read: {error}') from error
+    count = np.maximum(np.bincount(prompts), 1)
+    means = [(np.bincount(prompts, value) / count)[prompts] for value in values]
+    return np.array(values) - np.array(means)
 
 
 def _json(path: Path, needed: bool = False) -> Any:

@@ -1,13 +1,16 @@
 """Points of a frontier: estimates, table, figure."""
 
 import csv
+import dataclasses
 import io
+import json
 import math
 
 import numpy as np
 import pytest
 
 from epa_jax.comparison import frontier
+from epa_jax.evals.bootstrap import Interval
 
 
 def points():
@@ -32,6 +35,18 @@ def test_a_point_is_means_over_samples():
     assert found.kl['k3'].value == pytest.approx(np.mean(np.exp(-ratios) - 1 + ratios))
     assert tuple(found.reward) == pytest.approx((3.0, 1.5, 4.5))
     assert (found.tokens, found.prompts, found.samples) == (3.0, 2, 2)
+
+
+def test_points_are_read_as_they_were_saved():
+    found = [points()[0], *[p for p in points() if p.folder == 'a']]
+    short = dataclasses.replace(found[1], reward=Interval(1.0, math.nan, math.nan))
+    saved = json.loads(json.dumps(frontier.to_json([*found, short], {'n': 4})))
+    assert saved['measured'] == {'n': 4}
+    again = frontier.from_json(saved, 'ipo', 'elsewhere/a')
+    for before, after in zip(found, again, strict=False):
+        own = {} if not before.folder else {'label': 'ipo', 'folder': 'elsewhere/a'}
+        assert after == dataclasses.replace(before, **own)
+    assert math.isnan(again[-1].reward.low)
 
 
 def test_csv():
