@@ -1,9 +1,6 @@
 """Responds to prompts: python -m epa_jax.sample MODEL --prompt 'Why is the sky blue?'"""
 
 import argparse
-import bisect
-import collections
-import hashlib
 import json
 import sys
 import time
@@ -17,8 +14,9 @@ import numpy as np
 from epa_jax.commands import add_model_arguments, policy_of, show_errors
 from epa_jax.config import ConfigError
 from epa_jax.data.prompts import Prompt, encode_prompts, read_prompts
-from epa_jax.evals.generation import ROWS, Stop, sample
+from epa_jax.evals.generation import ROWS, draws_of, sample
 from epa_jax.evals.sampling import Sampling
+from epa_jax.evals.stopping import before, stop_at, stop_ids
 from epa_jax.policy import Policy
 from epa_jax.schema import DataConfig
 
@@ -81,10 +79,9 @@ def respond(
     policy: Policy, ids: Sequence[np.ndarray], args: argparse.Namespace
 ) -> list[np.ndarray]:
     """A response to each of these prompts."""
-    texts = [text for text in args.stop if _token(policy, text) is None]
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens,
-        stop_ids=stop_ids(policy, args.model, args.stop),
+        stop_ids=stop_ids(policy.tokenizer, args.model, args.stop),
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
@@ -98,45 +95,10 @@ def respond(
         sampling,
         key=jax.random.key(args.seed),
         draws=draws_of(ids),
-        stop=stop_at(policy, texts) if texts else None,
+        stop=stop_at(policy.tokenizer, args.stop),
         mesh=policy.mesh,
         rows=args.rows,
     )
-
-
-def draws_of(ids: Sequence[np.ndarray]) -> list[int]:
-    """A number for each response, from its prompt and how often that came before.
-
-    So a response depends on neither the order nor the company of the prompts.
-    """
-    seen: collections.Counter[bytes] = collections.Counter()
-    out = []
-    for tokens in ids:
-        text = tokens.astype(np.int32).tobytes()
-        digest = hashlib.sha256(text + seen[text].to_bytes(8, 'little')).digest()
-        out.append(int.from_bytes(digest[:4], 'little'))
-        seen[text] += 1
-    return out
-
-
-def stop_ids(policy: Policy, model: Path, texts: Sequence[str]) -> tuple[int, ...]:
-    """Tokens that end a response: the tokenizer's, the model's, and named ones."""
-    eos = policy.tokenizer.eos_token_id
-    found = [] if eos is None else [int(eos)]
-    for folder in (model, model / 'export'):
-        path = folder / 'generation_config.json'
-        if path.is_file():
-            known = json.loads(path.read_text('utf-8')).get('eos_token_id') or []
-            found += known if isinstance(known, list) else [known]
-    named = [_token(policy, text) for text in texts]
-    return tuple(dict.fromkeys([*found, *(id_ for id_ in named if id_ is not None)]))
-
-
-def _token(policy: Policy, text: str) -> int | None:
-    """The special token that a text is, which decoding would hide."""
-    special = text in policy.tokenizer.all_special_tokens
-    special |= text in policy.tokenizer.get_added_vocab()
-    return int(policy.tokenizer.get_vocab()[text]) if special else None
 
 
 def _check_lengths(
@@ -151,23 +113,6 @@ def _check_lengths(
             )
 
 
-def stop_at(policy: Policy, texts: Sequence[str]) -> Stop:
-    """Ends a response with the token that completes one of `texts`."""
-
-    def text_of(tokens: np.ndarray) -> str:
-        return str(policy.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def stop(response: np.ndarray) -> int | None:
-        def holds(size: int) -> bool:
-            return any(text in text_of(response[:size]) for text in texts)
-
-        if not holds(len(response)):
-            return None
-        return bisect.bisect_left(range(1, len(response) + 1), True, key=holds) + 1
-
-    return stop
-
-
 def records(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -176,10 +121,10 @@ def records(
     args: argparse.Namespace,
 ) -> Iterable[dict[str, Any]]:
     """What is written of each prompt; `finished` is whether a response ended by itself."""
-    ends = stop_ids(policy, args.model, args.stop)
+    ends = stop_ids(policy.tokenizer, args.model, args.stop)
     for prompt, tokens, answers in zip(prompts, ids, responses, strict=True):
         whole = [str(policy.tokenizer.decode(a, skip_special_tokens=True)) for a in answers]
-        texts = [_before(text, args.stop) for text in whole]
+        texts = [before(text, args.stop) for text in whole]
         yield {
             'prompt': prompt.prompt
             if isinstance(prompt.prompt, str)
@@ -188,16 +133,10 @@ def records(
             'tokens': [len(answer) for answer in answers],
             'prompt_tokens': len(tokens),
             'finished': [
-                bool(len(answer) and answer[-1] in ends) or text != before
-                for answer, text, before in zip(answers, texts, whole, strict=True)
+                bool(len(answer) and answer[-1] in ends) or text != cut
+                for answer, text, cut in zip(answers, texts, whole, strict=True)
             ],
         }
-
-
-def _before(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of `stops`."""
-    found = [text.index(stop) for stop in stops if stop in text]
-    return text[: min(found)] if found else text
 
 
 def show(rows: Sequence[dict[str, Any]], out: Path | None) -> None:

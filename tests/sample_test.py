@@ -2,12 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 
-from epa_jax import sample, sharding
-from epa_jax.policy import load_policy
-from epa_jax.schema import MeshConfig
+from epa_jax import sample
 from tests import small_run
 
 
@@ -89,24 +86,6 @@ def test_other_tokens_may_end_a_response(folder):
     (found,) = read(folder / 'z')
     assert found['tokens'] == [ids.index(ids[1]) + 1]
     assert found['finished'] == [True]
-
-
-def test_a_special_token_is_named_by_its_text(folder):
-    policy = load_policy(folder / 'model', mesh=sharding.make_mesh(MeshConfig()))
-    assert sample.stop_ids(policy, folder / 'model', ['<s>', 'w1']) == (2, 1)
-
-
-def test_stop_is_the_token_that_completes_a_text():
-    tokenizer = small_run.tokenizer()
-    ids = np.array(tokenizer('w1 w2 w3')['input_ids'])
-
-    class Policy:
-        pass
-
-    policy = Policy()
-    policy.tokenizer = tokenizer
-    assert sample.stop_at(policy, ['w9', '2'])(ids) == 2
-    assert sample.stop_at(policy, ['w9'])(ids) is None
 
 
 @pytest.mark.parametrize(
