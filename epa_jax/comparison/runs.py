@@ -108,11 +108,27 @@ def measured(run: Run) -> dict[str, Interval]:
         out[f'{task}: accuracy'] = Interval(value, value - half, value + half)
         if 'perplexity' in summary:
             out[f'{task}: perplexity'] = Interval(summary['perplexity'], math.nan, math.nan)
+    out |= _of_harness((run.evals.get('lm_eval') or {}).get('results', {}))
     for name, value in (run.evals.get('intrinsic') or {}).get('metrics', {}).items():
         out[f'r_theta: {name}'] = Interval(*(math.nan if x is None else x for x in value))
     if run.summary:
         seconds = float(run.summary['seconds'])
         out['seconds'] = Interval(seconds, math.nan, math.nan)
+    return out
+
+
+def _of_harness(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Interval]:
+    """Metrics of lm-evaluation-harness, with intervals of their standard errors."""
+    out = {}
+    for task, found in results.items():
+        for key, value in found.items():
+            name, _, kept = key.partition(',')  # such as 'acc,none': metric and filter
+            if not kept or name.endswith('_stderr') or not isinstance(value, int | float):
+                continue
+            error = found.get(f'{name}_stderr,{kept}')
+            half = 1.96 * error if isinstance(error, int | float) else math.nan
+            label = name if kept == 'none' else f'{name} ({kept})'
+            out[f'{task}: {label}'] = Interval(value, value - half, value + half)
     return out
 
 
