@@ -177,7 +177,7 @@ def _write(
     if args.details:
         args.details.parent.mkdir(parents=True, exist_ok=True)
         with args.details.open('w', encoding='utf-8') as file:
-            for task, rows in found['samples'].items():
+            for task, rows in sorted(found['samples'].items()):
                 for row in rows:
                     file.write(json.dumps(_plain({'task': task, **row})) + '\n')
 

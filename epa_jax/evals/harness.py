@@ -102,7 +102,7 @@ class PolicyLM(TemplateLM):
             with the beginning of sequence, as chat templates write it.
           **kwargs: what other models of the harness know; none is used.
         """
-        prefix = self.tokenizer.decode([self.prefix_token_id])
+        prefix = str(self.tokenizer.decode([self.prefix_token_id]))
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(prefix)
         return list(
@@ -264,7 +264,7 @@ class PolicyLM(TemplateLM):
             stop=stop_at(self.tokenizer, stops),
             mesh=self.policy.mesh,
         )
-        texts = [self.tokenizer.decode(x, skip_special_tokens=True) for x in found]
+        texts = [str(self.tokenizer.decode(x, skip_special_tokens=True)) for x in found]
         return [before(text, stops) for text in texts]
 
     def _sampling(self, options: Mapping[str, Any]) -> tuple[Sampling, list[str]]:
@@ -302,7 +302,7 @@ class PolicyLM(TemplateLM):
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(chat_history),
+                    [dict(message) for message in chat_history],
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=not add_generation_prompt,
