@@ -111,9 +111,22 @@ def measured(run: Run) -> dict[str, Interval]:
     out |= _of_harness((run.evals.get('lm_eval') or {}).get('results', {}))
     for name, value in (run.evals.get('intrinsic') or {}).get('metrics', {}).items():
         out[f'r_theta: {name}'] = Interval(*(math.nan if x is None else x for x in value))
+    out |= _of_pairs(run.evals.get('reward_bench') or {})
     if run.summary:
         seconds = float(run.summary['seconds'])
         out['seconds'] = Interval(seconds, math.nan, math.nan)
+    return out
+
+
+def _of_pairs(found: Mapping[str, Any]) -> dict[str, Interval]:
+    """Accuracies of sections and their mean, with intervals of their standard errors."""
+    parts = {f'pairs: {k}': v for k, v in found.get('sections', {}).items()}
+    if found.get('score'):
+        parts['pairs: mean of sections'] = found['score']
+    out = {}
+    for name, part in parts.items():
+        half = math.nan if part['error'] is None else 1.96 * part['error']
+        out[name] = Interval(part['value'], part['value'] - half, part['value'] + half)
     return out
 
 
