@@ -141,15 +141,19 @@ def table(found: Mapping[str, Any]) -> list[str]:
             error = metrics.get(f'{name}_stderr,{kept}')
             label = name if kept == 'none' else f'{name} ({kept})'
             arrow = {True: '↑', False: '↓'}.get(better.get(name), ' ')
-            shown = f'{value:.4f}' if isinstance(value, float) else str(value)
+            shown = _number(value) if isinstance(value, float) else str(value)
             known = isinstance(error, float) and math.isfinite(error)
             lines.append(
                 f'{task:28} {label:24} {arrow} {shown:>10}'
-                + (f' ± {error:.4f}' if known else ' ' * 9)
+                + (f' ± {_number(error)}' if known else ' ' * 9)
                 + (f'  {count} documents' if count is not None else '')
                 + (f'  {shots}-shot' if shots is not None else '')
             )
     return lines
+
+
+def _number(value: float) -> str:
+    return f'{value:.4f}' if abs(value) < 1e4 else f'{value:.5g}'
 
 
 def _write(
