@@ -15,6 +15,7 @@ import numpy as np
 from epa_jax.commands import add_model_arguments, evals_file, policy_of, show_errors
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
+from epa_jax.evals.generation import ROWS as SAMPLE_ROWS
 from epa_jax.evals.scoring import ROWS
 from epa_jax.evals.stopping import stop_ids
 
@@ -37,6 +38,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--gen_kwargs', help="such as 'temperature=0.7,max_gen_toks=64', over the task's")
     add('--bootstrap_iters', type=int, default=1000, help='of errors without a formula')
     add('--rows', type=int, default=ROWS, help='rows a device scores together')
+    add(
+        '--sample_rows',
+        type=int,
+        default=SAMPLE_ROWS,
+        help='rows a device generates together',
+    )
     add('--seed', type=int, default=0, help='of sampled responses')
     add('--out', type=Path, help='JSON file of the results; of a run, in its evals/')
     add('--details', type=Path, help='JSONL file with a line for each document')
@@ -63,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         policy,
         stop_ids(policy.tokenizer, args.model, []),
         rows=args.rows,
+        sample_rows=args.sample_rows,
         seed=args.seed,
     )
     found = _evaluate(args, tasks, model)

@@ -34,6 +34,7 @@ class PolicyLM(TemplateLM):
       tokenizer: of the model.
       stop_ids: tokens that end a response, whatever a task says; see `stopping.stop_ids`.
       rows: rows a device scores together.
+      sample_rows: responses a device generates together.
       seed: of sampled responses.
       cut: contexts that were too long and cut on the left, by kind of request.
     """
@@ -44,6 +45,7 @@ class PolicyLM(TemplateLM):
         stop_ids: Sequence[int] = (),
         *,
         rows: int = ROWS,
+        sample_rows: int = generation.ROWS,
         seed: int = 0,
     ):
         super().__init__()
@@ -51,6 +53,7 @@ class PolicyLM(TemplateLM):
         self.tokenizer = policy.tokenizer
         self.stop_ids = tuple(stop_ids)
         self.rows = rows
+        self.sample_rows = sample_rows
         self.seed = seed
         self.cut: collections.Counter[str] = collections.Counter()
 
@@ -263,6 +266,7 @@ class PolicyLM(TemplateLM):
             draws=generation.draws_of(ids),
             stop=stop_at(self.tokenizer, stops),
             mesh=self.policy.mesh,
+            rows=self.sample_rows,
         )
         texts = [str(self.tokenizer.decode(x, skip_special_tokens=True)) for x in found]
         return [before(text, stops) for text in texts]
