@@ -42,7 +42,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         '--sample_rows',
         type=int,
         default=SAMPLE_ROWS,
-        help='rows a device generates together',
+        help='rows it generates together',
     )
     add('--seed', type=int, default=0, help='of sampled responses')
     add('--out', type=Path, help='JSON file of the results; of a run, in its evals/')

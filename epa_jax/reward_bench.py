@@ -128,16 +128,15 @@ def _rewarded(args: argparse.Namespace) -> tuple[list[Pair], dict[str, Any]]:
         rows=args.rows,
     )
     texts = [
-        (*_turns(example), Message('assistant', text))
+        [(*_turns(example), Message('assistant', text)) for text in example.responses]
         for example in examples
-        for text in example.responses
     ]
-    flat = model(texts)
-    ends = np.cumsum([len(example.responses) for example in examples])
-    each = np.split(flat, ends[:-1])
+    # each once, so that equal texts tie: their rewards could differ in rounding
+    distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+    known = dict(zip(distinct, model(distinct), strict=True))
     pairs = [
-        _pair(example.origin, example.roles, rewards)
-        for example, rewards in zip(examples, each, strict=True)
+        _pair(example.origin, example.roles, np.array([known[text] for text in pair]))
+        for example, pair in zip(examples, texts, strict=True)
     ]
     return pairs, {'dropped': dict(collections.Counter(read.skipped)), 'cut': 0}
 
