@@ -13,9 +13,10 @@ from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.evals.chat import ChatError
 from epa_jax.evals.generation import ROWS
-from epa_jax.evals.responding import Responder, Response, stop_ids
+from epa_jax.evals.responding import Responder, Response
 from epa_jax.evals.sampling import Sampling
 from epa_jax.evals.scoring import ScoreError
+from epa_jax.evals.stopping import stop_ids
 from epa_jax.formats.names import FormatError
 from epa_jax.models.hf_config import SpecError
 from epa_jax.policy import Policy, load_policy
@@ -111,7 +112,7 @@ def responder_of(args: argparse.Namespace, temperature: float) -> Responder:
         min_p=args.min_p,
     )
     policy = policy_of(args)
-    ends = stop_ids(policy, args.model, args.stop)
+    ends = stop_ids(policy.tokenizer, args.model, args.stop)
     sampling = dataclasses.replace(sampling, stop_ids=ends)
     return Responder(policy, sampling, tuple(args.stop), args.seed, args.rows)
 

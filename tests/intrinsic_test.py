@@ -1,5 +1,6 @@
 """The command that rates a run's implicit reward."""
 
+import csv
 import json
 import random
 
@@ -72,6 +73,13 @@ def test_rewards_are_beta_times_log_ratios_one_response_at_a_time(folder):
     expected = linearity(np.array(r_theta), np.array(r_true))
     metrics = run(folder, '--mesh_tensor', '2')['metrics']
     assert metrics['pearson'][0] == pytest.approx(expected.mean_pearson, abs=1e-3)
+    with (folder / 'out_points.csv').open() as file:  # for `compare`
+        points = list(csv.DictReader(file))
+    assert len(points) == 96
+    assert [int(p['prompt']) for p in points[:5]] == [0, 0, 0, 0, 1]
+    for name, values in (('rating', r_true), ('r_theta', r_theta)):
+        written = np.reshape([float(p[name]) for p in points], (24, 4))
+        np.testing.assert_allclose(written, values, atol=1e-4)
     error = expected.mean_slope1_error
     assert metrics['slope1_error'][0] == pytest.approx(error, rel=1e-3)
 
@@ -135,7 +143,11 @@ def test_prompts_are_rendered_as_in_the_run(folder):
 
 
 def test_without_ratings_there_is_no_distance_to_a_line(folder):
-    metrics = run(folder, data='pairs.jsonl')['metrics']
+    out = folder / 'pairs_out.json'
+    words = ['--data', str(folder / 'pairs.jsonl'), '--out', str(out)]
+    intrinsic.main([str(folder / 'run'), *words])
+    metrics = json.loads(out.read_text())['metrics']
+    assert not (folder / 'pairs_out_points.csv').exists()
     assert 'slope1_error' not in metrics
     assert 'pearson' in metrics
 

@@ -39,6 +39,7 @@ NO_TWIN = {
     'types': 'train_step_test.py',
 }
 LOADS_CODE = {'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'torch'}
+EXTRA = {'evals.harness': 'lm_eval', 'lm_eval': 'lm_eval'}  # may import what it installs
 FLAGS = {'config', 'train', 'sweep', 'quickstart'}  # may import ml_collections
 
 
@@ -185,7 +186,9 @@ def setup_cfg() -> configparser.ConfigParser:
 
 def requirements(setup_cfg: configparser.ConfigParser) -> list[Requirement]:
     extras = setup_cfg['options.extras_require']
-    assert set(extras) == {'tpu', 'cuda12', 'cuda13', 'test', 'parity', 'alpaca_eval'}
+    assert set(extras) == {
+        'tpu', 'cuda12', 'cuda13', 'lm_eval', 'test', 'parity', 'alpaca_eval',
+    }  # fmt: skip
     unpinned = ('parity', 'alpaca_eval')
     groups = [text for name, text in extras.items() if name not in unpinned]
     groups.append(setup_cfg['options']['install_requires'])
@@ -217,14 +220,20 @@ def test_constraints_pin_what_setup_cfg_allows(
 def test_every_import_is_a_stated_requirement(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
-    lines = setup_cfg['options']['install_requires'].strip().splitlines()
-    stated = {canonicalize_name(Requirement(line).name) for line in lines}
+    extras = setup_cfg['options.extras_require']
     distribution = {'absl': 'absl-py', 'orbax': 'orbax-checkpoint'}
+
+    def names(text: str) -> set[str]:
+        lines = text.strip().splitlines()
+        return {canonicalize_name(Requirement(line).name) for line in lines}
+
     for module, path in MODULES.items():
         tops = {name.split('.')[0] for name in imports(path)} - {'epa_jax'}
         tops -= sys.stdlib_module_names
-        names = {canonicalize_name(distribution.get(top, top)) for top in tops}
-        assert names <= stated, f'{module} imports {names - stated}'
+        found = {canonicalize_name(distribution.get(top, top)) for top in tops}
+        stated = names(setup_cfg['options']['install_requires'])
+        stated |= names(extras[EXTRA[module]]) if module in EXTRA else set()
+        assert found <= stated, f'{module} imports {found - stated}'
 
 
 def test_every_place_names_the_same_pythons(setup_cfg: configparser.ConfigParser) -> None:

@@ -130,15 +130,45 @@ def measured(run: Run) -> dict[str, Interval]:
                 half = 1.96 * math.sqrt(max(value * (1 - value), 0) / run.held_out)
             out[name] = Interval(value, value - half, value + half)
     for task, summary in (run.evals.get('tasks') or {}).get('tasks', {}).items():
-        value, half = summary['accuracy'], 1.96 * summary['accuracy_error']
-        out[f'{task}: accuracy'] = Interval(value, value - half, value + half)
-        if 'perplexity' in summary:
+        out[f'{task}: accuracy'] = _normal(summary['accuracy'], summary['accuracy_error'])
+        if summary.get('perplexity') is not None:
             out[f'{task}: perplexity'] = Interval(summary['perplexity'], math.nan, math.nan)
+    out |= _of_harness((run.evals.get('lm_eval') or {}).get('results', {}))
     for name, value in (run.evals.get('intrinsic') or {}).get('metrics', {}).items():
         out[f'r_theta: {name}'] = Interval(*(math.nan if x is None else x for x in value))
+    out |= _of_pairs(run.evals.get('reward_bench') or {})
     if run.summary:
         seconds = float(run.summary['seconds'])
         out['seconds'] = Interval(seconds, math.nan, math.nan)
+    return out
+
+
+def _normal(value: float, error: float | None) -> Interval:
+    """Interval of a standard error; without one it is not known."""
+    half = math.nan if error is None else 1.96 * error
+    return Interval(value, value - half, value + half)
+
+
+def _of_pairs(found: Mapping[str, Any]) -> dict[str, Interval]:
+    """Accuracies of sections and their mean, with intervals of their standard errors."""
+    parts = {f'pairs: {k}': v for k, v in found.get('sections', {}).items()}
+    if found.get('score'):
+        parts['pairs: mean of sections'] = found['score']
+    return {name: _normal(part['value'], part['error']) for name, part in parts.items()}
+
+
+def _of_harness(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Interval]:
+    """Metrics of lm-evaluation-harness, with intervals of their standard errors."""
+    out = {}
+    for task, found in results.items():
+        for key, value in found.items():
+            name, _, kept = key.partition(',')  # such as 'acc,none': metric and filter
+            if not kept or name.endswith('_stderr') or not isinstance(value, int | float):
+                continue
+            error = found.get(f'{name}_stderr,{kept}')
+            known = isinstance(error, int | float)
+            label = name if kept == 'none' else f'{name} ({kept})'
+            out[f'{task}: {label}'] = _normal(value, error if known else None)
     return out
 
 

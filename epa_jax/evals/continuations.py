@@ -89,3 +89,25 @@ def _begin(tokenizer: PreTrainedTokenizerBase) -> int:
         'an empty context needs a beginning- or end-of-sequence token, and the tokenizer '
         'has neither'
     )
+
+
+def share_contexts(pairs: Sequence[Continuation]) -> list[list[int]]:
+    """Groups of pairs that are scored behind one copy of their context.
+
+    A group's continuations together are not longer than the context, or it has but one:
+    so rows are at most twice as long as the longest pair needs.
+
+    Returns:
+      Indices of the pairs of each group.
+    """
+    groups: list[list[int]] = []
+    latest: dict[bytes, tuple[list[int], int]] = {}
+    for i, (given, scored) in enumerate(pairs):
+        key = given.tobytes()
+        members, room = latest.get(key, ([], 0))
+        if not members or room < len(scored):
+            members, room = [], len(given)
+            groups.append(members)
+        members.append(i)
+        latest[key] = (members, room - len(scored))
+    return groups

@@ -1,6 +1,8 @@
 """Samples responses from a policy."""
 
+import collections
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -76,6 +78,21 @@ def sample(
         found = sampler.respond([prompts[i] for i in padded], numbers[padded])
         for i, response in zip(members, found, strict=False):
             out[i] = response
+    return out
+
+
+def draws_of(ids: Sequence[np.ndarray]) -> list[int]:
+    """A number for each response, from its prompt and how often that came before.
+
+    So a response depends on neither the order nor the company of the prompts.
+    """
+    seen: collections.Counter[bytes] = collections.Counter()
+    out = []
+    for tokens in ids:
+        text = tokens.astype(np.int32).tobytes()
+        digest = hashlib.sha256(text + seen[text].to_bytes(8, 'little')).digest()
+        out.append(int.from_bytes(digest[:4], 'little'))
+        seen[text] += 1
     return out
 
 

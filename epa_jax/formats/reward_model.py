@@ -16,6 +16,13 @@ HEAD = 'score.weight'
 SUFFIX = 'ForSequenceClassification'
 
 
+def is_reward_model(path: Path) -> bool:
+    """Whether a folder holds a model for sequence classification, of whatever kind."""
+    file = path / 'config.json'
+    found = files.read_json(file).get('architectures') if file.is_file() else None
+    return isinstance(found, list) and any(str(name).endswith(SUFFIX) for name in found)
+
+
 def load_reward_spec(path: str | Path) -> ModelSpec:
     """Architecture of the decoder of a reward model; it has no output head of its own.
 

@@ -48,6 +48,30 @@ def test_evaluations_in_the_folder_are_measurements(tmp_path):
     assert math.isnan(found['r_theta: accuracy'].value)
 
 
+def test_what_one_question_or_one_pair_says_has_no_interval(tmp_path):
+    folder = folders.write(tmp_path / 'run')
+    part = {'value': 0.5, 'error': None}
+    files = {
+        'tasks': {'tasks': {'a': {'accuracy': 1.0, 'accuracy_error': None}}},
+        'lm_eval': {
+            'results': {
+                'b': {'alias': 'b', 'f1,strict': 0.3, 'f1_stderr,strict': 'N/A'},
+                'c': {'acc,none': 0.4, 'acc_stderr,none': 0.05},
+            }
+        },
+        'reward_bench': {'sections': {'Chat': part}, 'score': part},
+    }
+    (folder / 'evals').mkdir()
+    for name, content in files.items():
+        (folder / f'evals/{name}.json').write_text(json.dumps(content))
+    found = measured(read_run(folder))
+    assert tuple(found['c: acc']) == pytest.approx((0.4, 0.302, 0.498))
+    single = ('a: accuracy', 'b: f1 (strict)', 'pairs: Chat', 'pairs: mean of sections')
+    assert [found[name].value for name in single] == [1, 0.3, 0.5, 0.5]
+    assert all(math.isnan(found[name].low) for name in single)
+    assert 'b: alias' not in found
+
+
 def test_runs_that_differ_in_their_seed_are_one_group(tmp_path):
     values = [0.7, 0.75, 0.83]
     runs = [

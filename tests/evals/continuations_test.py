@@ -1,11 +1,12 @@
 """Where a context ends, in tokens."""
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from epa_jax.config import ConfigError
-from epa_jax.evals.continuations import encode_continuations
+from epa_jax.evals.continuations import Continuation, encode_continuations, share_contexts
 from tests import small_run
 
 
@@ -71,3 +72,12 @@ def test_long_contexts_lose_their_beginning_but_not_bos():
 def test_a_continuation_has_tokens():
     with pytest.raises(ConfigError, match=r"'  ' after 'w1' has no tokens"):
         encode_continuations(small_run.tokenizer(), [('w1', '  ')], 9)
+
+
+def test_pairs_share_a_context_that_is_longer_than_what_follows():
+    long, short = np.arange(9), np.arange(1)
+    sizes = [(long, 4), (long, 4), (short, 2), (long, 4), (short, 2), (long, 12)]
+    pairs = [Continuation(given, np.zeros(size)) for given, size in sizes]
+    groups = share_contexts(pairs)
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    assert groups == [[0, 1], [2], [3], [4], [5]]

@@ -8,8 +8,10 @@ import pytest
 from epa_jax import sharding
 from epa_jax.config import ConfigError
 from epa_jax.data.prompts import Prompt
-from epa_jax.evals.responding import Responder, Response, draws_of, stop_at, stop_ids
+from epa_jax.evals.generation import draws_of
+from epa_jax.evals.responding import Responder, Response
 from epa_jax.evals.sampling import Sampling
+from epa_jax.evals.stopping import stop_ids
 from epa_jax.policy import load_policy
 from epa_jax.schema import MeshConfig
 from tests import small_run
@@ -25,21 +27,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def responder(folder):
     policy = load_policy(folder, mesh=sharding.make_mesh(MeshConfig()))
-    return Responder(policy, Sampling(6, stop_ids(policy, folder, ()), temperature=0.0))
+    return Responder(
+        policy, Sampling(6, stop_ids(policy.tokenizer, folder, ()), temperature=0.0)
+    )
 
 
 def ids(*words):
     return [np.array(small_run.tokenizer()(text)['input_ids'], np.int32) for text in words]
-
-
-def test_a_special_token_is_named_by_its_text(folder, responder):
-    assert stop_ids(responder.policy, folder, ['<s>', 'w1']) == (2, 1)
-
-
-def test_stop_is_the_token_that_completes_a_text(responder):
-    (tokens,) = ids('w1 w2 w3')
-    assert stop_at(responder.policy, ['w9', '2'])(tokens) == 2
-    assert stop_at(responder.policy, ['w9'])(tokens) is None
 
 
 def test_draws_follow_from_the_prompt_and_how_often_it_came():

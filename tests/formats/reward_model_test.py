@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from epa_jax.formats.names import FormatError
-from epa_jax.formats.reward_model import load_reward_model
+from epa_jax.formats.reward_model import is_reward_model, load_reward_model
 from epa_jax.models.hf_config import spec_from_hf
 from tests.formats import folders
 
@@ -49,3 +49,11 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
     folders.write_safetensors(tmp_path / 'bare', config, folders.random_params(spec))
     with pytest.raises(FormatError, match=r'score.weight: found none'):
         load_reward_model(tmp_path / 'bare')
+
+
+def test_a_reward_model_is_told_by_its_architecture(tmp_path):
+    write(tmp_path / 'reward', architectures=['GemmaForSequenceClassification'])
+    write(tmp_path / 'causal', architectures=['LlamaForCausalLM'])
+    (tmp_path / 'config.json').write_text('{"model.path": "somewhere"}')
+    names = ('reward', 'causal', '.', 'nowhere')
+    assert [is_reward_model(tmp_path / name) for name in names] == [True, *[False] * 3]
