@@ -154,8 +154,8 @@ lock() {
   need_uv
   [ -n "$UV" ] || die 'make lock needs uv'
   "$UV" pip compile -q --universal --upgrade --python-version 3.11 --no-annotate \
-    --custom-compile-command 'make lock' --extra test --extra tpu --extra cuda12 \
-    --extra cuda13 -o constraints.txt setup.cfg
+    --custom-compile-command 'make lock' --extra test --extra notebook --extra tpu \
+    --extra cuda12 --extra cuda13 -o constraints.txt setup.cfg
 }
 
 if [ -n "$PYTHON" ]; then

@@ -185,7 +185,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 def requirements(setup_cfg: configparser.ConfigParser) -> list[Requirement]:
     extras = setup_cfg['options.extras_require']
-    assert set(extras) == {'tpu', 'cuda12', 'cuda13', 'test', 'parity'}
+    assert set(extras) == {'tpu', 'cuda12', 'cuda13', 'notebook', 'test', 'parity'}
     groups = [text for name, text in extras.items() if name != 'parity']
     groups.append(setup_cfg['options']['install_requires'])
     lines = [line for text in groups for line in text.strip().splitlines()]
