@@ -10,10 +10,12 @@ export VENV PYTHON EXTRA EPA_PIP TORCH
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env quickstart test exhaustive parity alpaca_eval lint format smollm2 lock clean
+.PHONY: help env quickstart notebooks test exhaustive parity alpaca_eval lint format smollm2
+.PHONY: lock clean
 
 help:
 	@echo 'make quickstart  train a small model with DPO and EPA in a world of known rewards'
+	@echo 'make notebooks   run experiments/notebooks and keep what they print and draw'
 	@echo 'make test        run the tests'
 	@echo 'make exhaustive  every loss with every reference, and real processes (minutes)'
 	@echo 'make parity      compare with PyTorch and transformers (installs torch)'
@@ -29,6 +31,9 @@ env:
 
 quickstart: env
 	$(PY) -m epa_jax.quickstart $(ARGS)
+
+notebooks: env
+	$(PY) -m experiments.notebooks.execute $(ARGS)
 
 test: env
 	$(PYTEST) -m 'not parity and not alpaca_eval and not exhaustive' $(ARGS)

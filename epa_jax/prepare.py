@@ -23,7 +23,14 @@ from epa_jax.data.streams import Stream
 from epa_jax.formats.tokenizer import check_vocabulary
 from epa_jax.frozen import Frozen
 from epa_jax.loss_config import LossConfig
-from epa_jax.losses import Loss, check_needs, make_loss, needs_ratings
+from epa_jax.losses import (
+    LOSSES,
+    Loss,
+    LossDef,
+    check_needs,
+    make_loss,
+    needs_ratings,
+)
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
 from epa_jax.optim import make_optimizer
@@ -82,8 +89,12 @@ class Job:
         return make(self.weights.trained)
 
 
-def loss_of(run: RunConfig) -> Loss:
+def loss_of(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> Loss:
     """The run's loss, checked against the rest of the run.
+
+    Args:
+      run: the configuration.
+      losses: that `loss.name` may name.
 
     Raises:
       ConfigError: see `losses.make_loss` and `losses.check_needs`.
@@ -93,7 +104,7 @@ def loss_of(run: RunConfig) -> Loss:
         for field in dataclasses.fields(LossConfig)
         if field.name != 'name'
     }
-    loss = make_loss(run.loss.name, given)
+    loss = make_loss(run.loss.name, given, losses)
     check_needs(
         loss,
         n_strong=run.data.n_strong,
@@ -108,6 +119,7 @@ def prepare(
     datasets: Datasets,
     tokenizer: PreTrainedTokenizerBase,
     streams: Sequence[Stream] = (),
+    losses: Mapping[str, LossDef] = LOSSES,
 ) -> Job:
     """Loads the model, caches the reference and builds the step's programs.
 
@@ -116,11 +128,12 @@ def prepare(
       datasets: tokenised examples.
       tokenizer: that of the model.
       streams: text beside the preference data.
+      losses: that `loss.name` may name.
 
     Raises:
       ConfigError: keys that the model, the devices or the data contradict.
     """
-    loss = loss_of(run)
+    loss = loss_of(run, losses)
     if needs_ratings(loss, run.data.n_strong):
         _check_ratings(datasets, loss)
     mesh = sharding.make_mesh(run.mesh)

@@ -5,6 +5,7 @@ import logging
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import absl.logging
@@ -23,6 +24,7 @@ from epa_jax.formats.names import FormatError
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
 from epa_jax.loop import Loop, Outputs, TrainingError
+from epa_jax.losses import LOSSES, LossDef
 from epa_jax.model_card import model_card
 from epa_jax.models.hf_config import SpecError
 from epa_jax.models.spec import ModelSpec
@@ -69,11 +71,13 @@ class TrainResult:
     summary: dict[str, Any]
 
 
-def train(run: RunConfig) -> TrainResult:
+def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult:
     """Runs, or resumes, a whole run.
 
     Args:
       run: from `config.resolve`.
+      losses: that `loss.name` may name; to try one of your own, hand over
+        `{**LOSSES, 'mine': LossDef(...)}`.
 
     Raises:
       ConfigError: keys that contradict one another, the data, the model or the devices.
@@ -81,12 +85,12 @@ def train(run: RunConfig) -> TrainResult:
       guard.GuardError: the policy does not start at its reference.
     """
     began = time.perf_counter()
-    loss = loss_of(run)  # what cannot work is refused before any work
+    loss = loss_of(run, losses)  # what cannot work is refused before any work
     folder = open_run_folder(run)
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
     datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
     streams = load_streams(run, tokenizer, {e.prompt_key for e in datasets.held_out})
-    job = prepare(run, datasets, tokenizer, streams)
+    job = prepare(run, datasets, tokenizer, streams, losses)
     folder.start()
     if jax.process_index() == 0:
         folder.write_data_report(job.report)

@@ -36,7 +36,16 @@ hypothesis.settings.load_profile('modest')
 
 REPO = Path(__file__).resolve().parent.parent
 # files of minutes, begun first so that no worker is left alone with one at the end
-SLOW = ('papers/', 'theory/', 'quickstart_test', 'train', 'every_', 'stories', 'world/')
+SLOW = (
+    'papers/',
+    'theory/',
+    'quickstart_test',
+    'notebooks_test',
+    'train',
+    'every_',
+    'stories',
+    'world/',
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -187,9 +187,9 @@ def setup_cfg() -> configparser.ConfigParser:
 def requirements(setup_cfg: configparser.ConfigParser) -> list[Requirement]:
     extras = setup_cfg['options.extras_require']
     assert set(extras) == {
-        'tpu', 'cuda12', 'cuda13', 'lm_eval', 'test', 'parity', 'alpaca_eval',
+        'tpu', 'cuda12', 'cuda13', 'lm_eval', 'notebook', 'test', 'parity', 'alpaca_eval',
     }  # fmt: skip
-    unpinned = ('parity', 'alpaca_eval')
+    unpinned = ('parity', 'alpaca_eval', 'notebook')
     groups = [text for name, text in extras.items() if name not in unpinned]
     groups.append(setup_cfg['options']['install_requires'])
     lines = [line for text in groups for line in text.strip().splitlines()]

@@ -8,6 +8,9 @@ import pytest
 
 from epa_jax.config import ConfigError
 from epa_jax.loop import Loop
+from epa_jax.losses import LOSSES, LossDef
+from epa_jax.losses.definition import POSITIVE
+from epa_jax.losses.pairs import mean_over_pairs
 from epa_jax.train import train
 from tests import small_run
 
@@ -83,3 +86,26 @@ def test_rated_losses_train_on_ratings(folder, tmp_path):
     )
     summary = train(run).summary
     assert summary['eval_last']['eval/loss'] < summary['eval_first']['eval/loss'] - 0.05
+
+
+def squared(table, *, beta=0.1):
+    """(beta * (a - b) - 1)^2: IPO's with its target at 1 / beta."""
+    return mean_over_pairs(
+        table, 'best_rest', lambda good, bad: (beta * (good.ratio - bad.ratio) - 1) ** 2
+    )
+
+
+def test_a_run_takes_a_loss_of_one_s_own(folder):
+    """At half the beta it is IPO's over beta^2, whose slopes AdamW cannot tell apart."""
+    mine = LossDef(squared, 'squared', 'none', {'beta': POSITIVE})
+    values = QUICK | {'optim__clip_norm': 0.0}
+    run = small_run.config(folder, 'own', loss__name='squared', loss__beta=0.2, **values)
+    with pytest.raises(ConfigError, match="'squared': no such loss"):
+        train(run)
+    assert not (folder / 'own').exists()
+    found = train(run, {**LOSSES, 'squared': mine}).summary
+    run = small_run.config(folder, 'ipo', loss__name='ipo', loss__beta=0.1, **values)
+    known = train(run).summary
+    for when in ('eval_first', 'eval_last'):
+        ratio = found[when]['eval/loss'] / known[when]['eval/loss']
+        assert ratio == pytest.approx(0.2**2, rel=1e-3)

@@ -69,21 +69,26 @@ class Term:
         return self.needs.carry(table, beta=self.values['beta'])
 
 
-def make_loss(name: str, hyperparameters: Mapping[str, Value | None]) -> Loss:
+def make_loss(
+    name: str,
+    hyperparameters: Mapping[str, Value | None],
+    losses: Mapping[str, LossDef] = LOSSES,
+) -> Loss:
     """The loss `name` with its hyperparameters and modifiers fixed.
 
     Args:
-      name: a key of `LOSSES`, or a weighted sum of some, such as '0.8*dpo + 0.2*bco'.
+      name: a key of `losses`, or a weighted sum of some, such as '0.8*dpo + 0.2*bco'.
         Terms share a hyperparameter of the same name.
       hyperparameters: values by name; None, or absence, takes the loss's default and
         leaves a modifier off.
+      losses: by name; those of the package unless given.
 
     Raises:
       ConfigError: an unknown loss, a hyperparameter that it does not take, a value out of
         range, or a modifier that the loss cannot have.
     """
     given = {k: v for k, v in hyperparameters.items() if v is not None}
-    terms = [_term(weight, base, given) for weight, base in parse(name)]
+    terms = [_term(weight, base, given, losses) for weight, base in parse(name, losses)]
     taken = {key for term in terms for key in term.values}
     mods = {k: v for k, v in given.items() if k not in taken}
     for key, value in mods.items():
@@ -111,7 +116,7 @@ def make_loss(name: str, hyperparameters: Mapping[str, Value | None]) -> Loss:
     )
 
 
-def parse(name: str) -> list[tuple[float, str]]:
+def parse(name: str, losses: Mapping[str, LossDef] = LOSSES) -> list[tuple[float, str]]:
     """Weights and names of a sum such as '0.8*dpo + 0.2*bco'; no weight is a weight of 1.
 
     Raises:
@@ -126,9 +131,9 @@ def parse(name: str) -> list[tuple[float, str]]:
                 f"'0.8*dpo + 0.2*bco'; cannot read {text.strip()!r}"
             )
         weight, base = match['weight'], match['name']
-        if base not in LOSSES:
-            close = difflib.get_close_matches(base, LOSSES, n=1)
-            hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(LOSSES)}'
+        if base not in losses:
+            close = difflib.get_close_matches(base, losses, n=1)
+            hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(losses)}'
             raise ConfigError(f'loss.name={name!r}: no such loss; {hint}')
         terms.append((_weight(name, weight), base))
     names = [base for _, base in terms]
@@ -147,8 +152,10 @@ def _weight(name: str, text: str | None) -> float:
     return weight
 
 
-def _term(weight: float, name: str, given: Mapping[str, Value]) -> Term:
-    definition = LOSSES[name]
+def _term(
+    weight: float, name: str, given: Mapping[str, Value], losses: Mapping[str, LossDef]
+) -> Term:
+    definition = losses[name]
     mine = {key: value for key, value in given.items() if key in definition.allowed}
     for key, value in mine.items():
         _check(key, value, definition.allowed[key], name)

@@ -1,4 +1,4 @@
-"""Minimisers of population losses, to the last digits of float64."""
+"""Minimisers of population losses, to the last digits of float64, and their spread."""
 
 import dataclasses
 import functools
@@ -118,3 +118,26 @@ def _adam(
     params, _ = jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))
     value, grad = jax.value_and_grad(loss)(params, *data)
     return params, value, optax.tree.norm(grad)
+
+
+def sandwich(
+    losses: Callable[[jax.Array], jax.Array], at: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Covariance of the minimiser on n independent rows, times n, as n grows: [P, P].
+
+    Inverse curvature, covariance of the rows' gradients, inverse curvature. Directions
+    in which the expected loss is flat, such as the constant of logits, are left out.
+
+    Args:
+      losses: parameters [P] -> losses of all R rows, [R].
+      at: the minimiser of the expected loss, [P]; float64.
+      weights: probabilities of the rows, [R].
+
+    References:
+      P. Huber, The behavior of maximum likelihood estimates under nonstandard
+      conditions, 1967.
+    """
+    slopes = jax.jacfwd(losses)(at)  # [R, P]
+    curvature = jax.hessian(lambda x: jnp.sum(weights * losses(x)))(at)
+    inverse = jnp.linalg.pinv(curvature, rtol=1e-12 * at.size)
+    return inverse @ (slopes.T @ (weights[:, None] * slopes)) @ inverse

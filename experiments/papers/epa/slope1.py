@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from epa_jax.losses.energy import epa
-from epa_jax.theory.fit import minimise
+from epa_jax.theory.fit import minimise, sandwich
 from epa_jax.theory.population import Population, bradley_terry_pairs, with_weak
 from epa_jax.theory.worlds import World, random_world
 from experiments.papers.common import (
@@ -78,23 +78,12 @@ def expected_loss(
 def covariance(
     logits: jax.Array, world: World, data: Population, weight: float
 ) -> jax.Array:
-    """Of the r_theta that n independent rows lead to, times n: the sandwich, [M, M].
-
-    Asymptotic: inverse curvature, covariance of the rows' gradients, inverse curvature.
-    """
-    count = logits.size
+    """Of the r_theta that n independent rows lead to, times n: [M, M]."""
 
     def losses(flat: jax.Array) -> jax.Array:
         return row_losses(flat.reshape(logits.shape), world, data, weight)
 
-    slopes = jax.jacfwd(losses)(logits.ravel())  # [R, M]
-    curvature = jax.hessian(lambda flat: jnp.sum(data.weights * losses(flat)))(
-        logits.ravel()
-    )
-    # logits, and rewards, are free up to a constant: the pseudo-inverse leaves it out
-    inverse = jnp.linalg.pinv(curvature, rtol=1e-12 * count)
-    spread = slopes.T @ (data.weights[:, None] * slopes)
-    return world.beta**2 * inverse @ spread @ inverse
+    return world.beta**2 * sandwich(losses, logits.ravel(), data.weights)
 
 
 def measure(seed: int, share: float) -> list[Row]:
