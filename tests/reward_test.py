@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from epa_jax import reward, sharding
+from epa_jax.data.layouts import to_example
 from epa_jax.evals.rewards import open_reward_model
 from epa_jax.schema import MeshConfig
 from epa_jax.types import Message
@@ -41,6 +42,9 @@ def test_every_response_is_rewarded_in_its_place(folder, capsys):
     means = [np.mean(row['rewards']) for row in found]
     assert '2 prompts, 3 responses' in printed
     assert f'mean reward {np.mean(means):.3f} [' in printed
+    example = to_example(found[0], 'auto', 'here')  # rated data, to train or compare on
+    assert example.ratings == pytest.approx(found[0]['rewards'])
+    assert example.responses == tuple(ROWS[0]['responses'])
 
 
 def test_any_function_of_conversations_is_a_reward():

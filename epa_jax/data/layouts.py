@@ -4,7 +4,8 @@ pairs  {prompt?, chosen, rejected}: TRL's layouts. Text or lists of messages; wi
        prompt it is what chosen and rejected share at the start. With a prompt, rejected
        may be a list of texts. score_chosen and score_rejected are ratings.
 hh     {chosen, rejected}: HH-RLHF transcripts of "\n\nHuman:" and "\n\nAssistant:".
-rated  {prompt, responses: [{text, rating}]}, {prompt, responses, ratings}, or
+rated  {prompt, responses: [{text, rating}]}, {prompt, responses, ratings}, the same
+       with rewards as `epa_jax.reward` writes them (ratings go before rewards), or
        UltraFeedback as published {instruction, completions: [{response, overall_score}]}.
 sft    {prompt, completion} or {messages}: one response.
 """
@@ -68,7 +69,7 @@ def detect(record: Record) -> str:
         return 'sft'
     raise RecordError(
         f'keys {sorted(record)} fit no layout; expected chosen and rejected, responses '
-        'and ratings, completions, or prompt and completion'
+        'and ratings or rewards, completions, or prompt and completion'
     )
 
 
@@ -180,9 +181,10 @@ def _rated(record: Record, origin: str) -> Example:
         items = _get(record, 'completions')
         texts = [_get(item, 'response') for item in items]
         ratings = [_number(_get(item, 'overall_score')) for item in items]
-    elif 'ratings' in record:
+    elif 'ratings' in record or 'rewards' in record:
         texts = list(_get(record, 'responses'))
-        ratings = [_number(r) for r in _get(record, 'ratings')]
+        kind = 'ratings' if 'ratings' in record else 'rewards'
+        ratings = [_number(r) for r in _get(record, kind)]
     else:
         items = _get(record, 'responses')
         texts = [_get(item, 'text') for item in items]

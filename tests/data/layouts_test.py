@@ -134,6 +134,12 @@ RATED = {
         'responses': ['a', 'b', 'c'],
         'ratings': [2, 8.5, 8.5],
     },
+    'ratings before rewards': {
+        'prompt': 'Hi',
+        'responses': ['a', 'b', 'c'],
+        'rewards': [3, 2, 1],
+        'ratings': [2, 8.5, 8.5],
+    },
 }
 
 
