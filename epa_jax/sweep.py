@@ -15,12 +15,12 @@ from ml_collections import config_flags
 
 from epa_jax.comparison import table
 from epa_jax.comparison.runs import grouped, read_run
-from epa_jax.config import ConfigError, changed, check_flags, resolve
+from epa_jax.config import ConfigError, changed, resolve
 from epa_jax.grid import expand, names_of, parse_axis
 from epa_jax.prepare import loss_of
 from epa_jax.run_folder import open_run_folder
 from epa_jax.schema import RunConfig
-from epa_jax.train import CONFIG, USER_ERRORS, show_log, train
+from epa_jax.train import CONFIG, USER_ERRORS, run_flags, train
 
 log = logging.getLogger('epa_jax.sweep')  # not __main__
 
@@ -138,13 +138,8 @@ def main(argv: list[str]) -> None:
 
 
 def run_main() -> None:
-    """Checks the command line before absl reads it, and shows bad input as one message."""
-    show_log()
-    try:
-        check_flags(sys.argv[1:])
-        app.run(main)
-    except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    """Shows bad input as one message."""
+    run_flags(main)
 
 
 if __name__ == '__main__':

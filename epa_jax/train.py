@@ -5,7 +5,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import absl.logging
@@ -206,7 +206,7 @@ def show_log() -> None:
     own.propagate = False
 
 
-def run_main() -> None:
+def run_flags(main: Callable[[list[str]], None]) -> None:
     """Checks the command line before absl reads it, and shows bad input as one message."""
     show_log()
     try:
@@ -214,6 +214,11 @@ def run_main() -> None:
         app.run(main)
     except USER_ERRORS as error:
         sys.exit(f'{type(error).__name__}: {error}')
+
+
+def run_main() -> None:
+    """Shows bad input as one message."""
+    run_flags(main)
 
 
 if __name__ == '__main__':
