@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from epa_jax import prepare as prepare_lib
+from epa_jax import weights
 from epa_jax.data.load import load_datasets
 from epa_jax.formats.load import load_model
 from epa_jax.formats.tokenizer import load_tokenizer
@@ -79,12 +80,12 @@ def test_a_cache_file_of_other_weights_is_refused(folder, job, tmp_path):
 
 
 def test_a_reference_that_gives_no_numbers_is_refused(folder, monkeypatch):
-    real = prepare_lib.load_model
+    real = weights.load_model
 
     def broken(*args):
         spec, params = real(*args)
         return spec, jax.tree.map(lambda p: p * np.nan, params)
 
-    monkeypatch.setattr(prepare_lib, 'load_model', broken)
+    monkeypatch.setattr(weights, 'load_model', broken)
     with pytest.raises(ValueError, match='log-probs that are not numbers'):
         job_of(small_run.config(folder, steps=3, seed=5))

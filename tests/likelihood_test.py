@@ -114,6 +114,6 @@ def test_only_gradients_are_added():
 def test_held_out_text_is_measured_over_all_its_tokens():
     programs, params = programs_on()
     batches = {'sft': packed('sft', [[[0], [1]], [[2, 3], []]])}
-    found = measure_streams(programs, params, batches)
+    found = measure_streams(programs, params, NOTHING, batches)
     assert found == {'eval/sft/nll': pytest.approx(float(mean_nll(params, 'sft')), 1e-4)}
-    assert measure_streams(programs, params, {}) == {}
+    assert measure_streams(programs, params, NOTHING, {}) == {}
