@@ -10,16 +10,6 @@ os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
     ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 ).strip()
-# Many tests build the same programs: workers, and later runs, share them. The key is the
-# program with its options and versions; `make clean` removes them.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
-    Path(__file__).resolve().parent.parent / '.pytest_cache' / 'programs'
-)
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
-# XLA's threads. A program from the cache waits for the other devices on one of them: with
-# fewer threads than devices none would be left to let the last device arrive.
-os.environ['NPROC'] = '16'
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 

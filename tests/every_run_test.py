@@ -23,7 +23,7 @@ FREE = sorted(name for name in LOSSES if not LOSSES[name].needs_reference)
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A model and rated data."""
+    """A model, rated data, and a cache of compiled programs that the runs share."""
     folder = tmp_path_factory.mktemp('runs')
     small_run.write(folder, spec=SPEC)
     with (folder / 'rated.jsonl').open('w') as file:
@@ -31,7 +31,17 @@ def folder(tmp_path_factory):
             texts = ['w1 w2', f'w30 w{i}', 'w40 w41 w5']
             responses = [{'text': text, 'rating': 3.0 - k} for k, text in enumerate(texts)]
             file.write(json.dumps({'prompt': f'w{i}', 'responses': responses}) + '\n')
-    return folder
+    settings = {
+        'jax_compilation_cache_dir': str(folder / 'compiled'),
+        'jax_persistent_cache_min_compile_time_secs': 0,
+        'jax_persistent_cache_min_entry_size_bytes': -1,
+    }
+    before = {key: getattr(jax.config, key) for key in settings}
+    for key, value in settings.items():
+        jax.config.update(key, value)
+    yield folder
+    for key, value in before.items():
+        jax.config.update(key, value)
 
 
 @pytest.fixture(scope='module')
