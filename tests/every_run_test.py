@@ -95,12 +95,12 @@ def test_a_cached_reference_trains_as_one_in_the_step(run, name):
 
 @pytest.mark.parametrize('name', sorted(LOSSES))
 def test_adapters_train_with_every_loss(run, name):
-    cached = run(name, 'cached', 2)
-    check_same(cached, run(name, 'in_step', 2))
-    first = cached.summary['eval_first']['eval/loss']
-    whole = run(name, 'cached').summary['eval_first']['eval/loss']
-    assert first == pytest.approx(whole, rel=1e-5)
-    assert first != cached.summary['eval_last']['eval/loss']
+    """From where the whole model starts; their base is the reference in the step."""
+    adapted = run(name, 'in_step', 2).summary
+    whole = run(name, 'in_step').summary['eval_first']
+    assert adapted['eval_first'] == pytest.approx(whole, rel=1e-4, abs=1e-5)
+    assert adapted['eval_first']['eval/loss'] != adapted['eval_last']['eval/loss']
+    assert np.isfinite(list(adapted['eval_last'].values())).all()
 
 
 @pytest.mark.parametrize('name', FREE)
