@@ -216,6 +216,8 @@ def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:
         remat=run.model.remat,
         attention=run.model.attention,
         logprob_chunk=run.model.logprob_chunk,
+        vocab_block=run.model.vocab_block,
+        vocab_shards=mesh.shape['tensor'],
         constrain=sharding.constrainer(mesh),
     )
 

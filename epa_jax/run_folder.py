@@ -40,6 +40,7 @@ FREE = (
     'batch.rows',
     'model.remat',
     'model.logprob_chunk',
+    'model.vocab_block',
 )
 FREE_GROUPS = ('mesh.', 'checkpoint.', 'log.', 'reference.cache_')
 

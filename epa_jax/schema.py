@@ -119,6 +119,7 @@ class ModelConfig:
         matrix products, 'full' only the layer's input.
       attention: attention back end; 'auto' chooses by platform.
       logprob_chunk: tokens per row that meet the vocabulary at once.
+      vocab_block: words of the vocabulary that they meet at once, on every device.
     """
 
     path: str = ''
@@ -128,6 +129,7 @@ class ModelConfig:
     remat: str = 'full'
     attention: str = 'auto'
     logprob_chunk: int = 128
+    vocab_block: int = 4096
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from epa_jax.models.contract import contract
+
 BLOCK = 256  # queries per block
 MAX_BLOCKS = 8  # bounds the size of the compiled program
 
@@ -91,7 +93,7 @@ def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> j
 
 
 def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    scores = jnp.einsum('bmgqh,bmkh->bmgqk', q, k, preferred_element_type=jnp.float32)
+    scores = contract('bmgqh,bmkh->bmgqk', q, k, jnp.float32)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum('bmgqk,bmkh->bmgqh', probs, v)
+    return contract('bmgqk,bmkh->bmgqh', probs, v)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from epa_jax.models import attention, rope
+from epa_jax.models.contract import contract
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import Params
 
@@ -33,6 +34,8 @@ class Compute:
         (see `schema.ModelConfig.remat`).
       attention: back end, see `attention.attend`.
       logprob_chunk: tokens per row that meet the vocabulary at once.
+      vocab_block: words of each shard of the vocabulary that they meet at once.
+      vocab_shards: parts in which the mesh holds the vocabulary.
       constrain: places an activation on the mesh by logical axis names.
     """
 
@@ -40,6 +43,8 @@ class Compute:
     remat: str = 'none'
     attention: str = 'auto'
     logprob_chunk: int = 128
+    vocab_block: int = 4096
+    vocab_shards: int = 1
     constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
 
 
@@ -108,12 +113,12 @@ class Layer(nnx.Module):
 
     def project(self, x: jax.Array, name: str, equation: str) -> jax.Array:
         """Applies a matrix, its adapter if it has one, and its bias likewise."""
-        y = jnp.einsum(equation, x, getattr(self, name)[...].astype(x.dtype))
+        y = contract(equation, x, getattr(self, name)[...].astype(x.dtype))
         down = getattr(self, f'{name}_lora_a', None)
         if down is not None:
             first, second = low_rank(equation)
             up = getattr(self, f'{name}_lora_b')[...].astype(x.dtype)
-            y += jnp.einsum(second, jnp.einsum(first, x, down[...].astype(x.dtype)), up)
+            y += contract(second, contract(first, x, down[...].astype(x.dtype)), up)
         bias = getattr(self, f'{name}_bias', None)
         return y if bias is None else y + bias[...].astype(x.dtype)
 

@@ -1,0 +1,109 @@
+"""Products of two arrays whose gradients are products in a cheap order.
+
+A matrix product wants its left operand with the summed axis last and its right operand
+with it first; an operand that lies otherwise is copied. Automatic differentiation always
+puts the cotangent left, so the gradient of a weight copies the larger operand, together
+with all elementwise work that was fused into it, against the grain of memory. Here the
+smaller operand is copied.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.typing import DTypeLike
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def contract(
+    equation: str, a: jax.Array, b: jax.Array, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """`jnp.einsum` of two arrays of one dtype.
+
+    Args:
+      equation: two inputs and an output; an axis is in at least two of the three, and
+        in each at most once.
+      a: first operand.
+      b: second operand, of the dtype of `a`.
+      dtype: of the sums; that of `a` by default. Gradients are rounded to the dtype of
+        the operands before they are multiplied.
+
+    Raises:
+      ValueError: an equation of another form.
+    """
+    _parse(equation)
+    return jnp.einsum(equation, a, b, preferred_element_type=dtype)
+
+
+def _forward(
+    equation: str, a: CustomVJPPrimal, b: CustomVJPPrimal, dtype: DTypeLike | None
+) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+    """Keeps of each operand what the gradient of the other needs, if that is wanted."""
+    kept = (a.value if b.perturbed else None, b.value if a.perturbed else None)
+    return contract(equation, a.value, b.value, dtype), kept
+
+
+def _backward(
+    equation: str,
+    dtype: DTypeLike | None,
+    residuals: tuple[jax.Array | None, jax.Array | None],
+    g: jax.Array | SymbolicZero,
+) -> tuple[jax.Array | None, jax.Array | None]:
+    del dtype
+    if isinstance(g, SymbolicZero):
+        return None, None
+    a, b = residuals
+    a_axes, b_axes, out = _parse(equation)
+
+    def gradient(other: jax.Array | None, other_axes: str, axes: str) -> jax.Array | None:
+        if other is None:
+            return None
+        return product(g.astype(other.dtype), out, other, other_axes, axes)
+
+    return gradient(b, b_axes, a_axes), gradient(a, a_axes, b_axes)
+
+
+contract.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def product(
+    x: jax.Array,
+    x_axes: str,
+    y: jax.Array,
+    y_axes: str,
+    out_axes: str,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """The sum over the axes that are not in `out_axes`, the larger operand as it lies."""
+    (big, big_axes), (small, small_axes) = sorted(
+        ((x, x_axes), (y, y_axes)), key=lambda pair: -pair[0].size
+    )
+    summed = ''.join(axis for axis in big_axes if axis not in out_axes)
+    shared = ''.join(axis for axis in big_axes if axis in small_axes and axis in out_axes)
+    big_free = ''.join(a for a in big_axes if a not in summed + shared)
+    small_free = ''.join(a for a in small_axes if a not in summed + shared)
+    if big_axes.endswith(summed):
+        equation = f'{big_axes},{small_axes}->{shared}{big_free}{small_free}'
+        out = jnp.einsum(equation, big, small, preferred_element_type=dtype)
+        return jnp.transpose(out, _order(shared + big_free + small_free, out_axes))
+    equation = f'{small_axes},{big_axes}->{shared}{small_free}{big_free}'
+    out = jnp.einsum(equation, small, big, preferred_element_type=dtype)
+    return jnp.transpose(out, _order(shared + small_free + big_free, out_axes))
+
+
+def _order(axes: str, wanted: str) -> tuple[int, ...]:
+    return tuple(axes.index(axis) for axis in wanted)
+
+
+def _parse(equation: str) -> tuple[str, str, str]:
+    inputs, _, out = equation.partition('->')
+    a, _, b = inputs.partition(',')
+    counts = [(a + b + out).count(axis) for axis in set(a + b + out)]
+    once_each = all(len(set(axes)) == len(axes) for axes in (a, b, out))
+    if not (a and b and once_each and min(counts) >= 2):
+        raise ValueError(
+            f'equation {equation!r}: expected A,B->C with every axis in two of the three, '
+            'at most once in each'
+        )
+    return a, b, out
