@@ -216,7 +216,7 @@ def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:
         remat=run.model.remat,
         attention=run.model.attention,
         logprob_chunk=run.model.logprob_chunk,
-        constrain=sharding.constrainer(mesh),
+        mesh=mesh,
     )
 
 

@@ -1,8 +1,7 @@
 """Devices as a named mesh, and where every array lives on it."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,15 +69,9 @@ def partition(axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*out)
 
 
-def constrainer(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
-    """Function that pins an activation to the mesh inside a jitted program."""
-
-    @functools.wraps(jax.lax.with_sharding_constraint)
-    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        sharding = NamedSharding(mesh, partition(axes))
-        return jax.lax.with_sharding_constraint(x, sharding)
-
-    return constrain
+def constrain(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh) -> jax.Array:
+    """Pins an activation with these logical axes to the mesh in a jitted program."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -89,7 +89,7 @@ def test_every_mesh_gives_the_same_table(mesh_shape):
         params,
         sharding.param_shardings(mesh, params, transformer.logical_axes(spec)),
     )
-    compute = Compute(constrain=sharding.constrainer(mesh))
+    compute = Compute(mesh=mesh)
     table = jax.jit(lambda p, b: logprobs.response_table(p, b, spec=spec, compute=compute))(
         placed, sharding.place_batch(mesh, batch)
     )
