@@ -29,6 +29,7 @@ def describe(monkeypatch):
     # another process may be compiling too; no chip is claimed
     monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
     return lambda name: topologies.get_topology_desc(name, 'tpu').devices
 
 
