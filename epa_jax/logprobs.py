@@ -196,12 +196,13 @@ def packed_states(
     compute: transformer.Compute,
 ) -> jax.Array:
     """The decoder's output [B, T, D] for a micro-batch, in the compute dtype."""
+    shared = batch.roles.shape[2] > 1  # with one response, segments say it all
     return transformer.hidden_states(
         params,
         batch.tokens,
         batch.positions,
         batch.segments,
-        batch.branches,
+        batch.branches if shared else None,
         spec=spec,
         compute=compute,
     )
