@@ -33,12 +33,13 @@ def packed_states(
     compute: transformer.Compute,
 ) -> jax.Array:
     """The decoder's output [B, T, D] for a micro-batch, in the compute dtype."""
+    shared = batch.roles.shape[2] > 1  # with one response, segments say it all
     return transformer.hidden_states(
         params,
         batch.tokens,
         batch.positions,
         batch.segments,
-        batch.branches,
+        batch.branches if shared else None,
         spec=spec,
         compute=compute,
     )
@@ -54,7 +55,7 @@ def _scored(
         _pad_to(x, chunk) for x in (batch.score_positions, batch.score_targets, valid)
     )
     hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-    blocks = Blocks(chunk, compute.vocab_block, compute.vocab_shards, compute.constrain)
+    blocks = Blocks(chunk, compute.vocab_block, compute.mesh)
     return _Scored(hidden, targets, valid, jnp.max(jnp.sum(valid, axis=1)), blocks)
 
 

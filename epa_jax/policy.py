@@ -84,11 +84,7 @@ def load_policy(
         _, params = load_model(base, dtype, where)
     found = load_tokenizer(tokenizer or base)
     check_vocabulary(found, spec)
-    compute = Compute(
-        dtype=dtype,
-        vocab_shards=mesh.shape['tensor'],
-        constrain=sharding.constrainer(mesh),
-    )
+    compute = Compute(dtype=dtype, mesh=mesh)
     return Policy(spec, params, found, compute, mesh)
 
 

@@ -217,8 +217,7 @@ def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:
         attention=run.model.attention,
         logprob_chunk=run.model.logprob_chunk,
         vocab_block=run.model.vocab_block,
-        vocab_shards=mesh.shape['tensor'],
-        constrain=sharding.constrainer(mesh),
+        mesh=mesh,
     )
 
 

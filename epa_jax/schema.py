@@ -117,7 +117,9 @@ class ModelConfig:
       compute_dtype: dtype of matrix products; log-probs are always float32.
       remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' the
         matrix products, 'full' only the layer's input.
-      attention: attention back end; 'auto' chooses by platform.
+      attention: attention back end: 'auto' is 'pallas' on a TPU and 'xla' elsewhere;
+        'splash' is for TPUs, 'cudnn' for CUDA GPUs (see `models.attention`). One that
+        the machine cannot run falls back, with a line in the log.
       logprob_chunk: tokens per row that meet the vocabulary at once.
       vocab_block: words of the vocabulary that they meet at once, on every device.
     """

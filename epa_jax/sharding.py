@@ -1,8 +1,7 @@
 """Devices as a named mesh, and where every array lives on it."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,6 +52,11 @@ def batch_devices(mesh: Mesh) -> int:
     return mesh.shape['data'] * mesh.shape['fsdp']
 
 
+def ways(mesh: Mesh, axis: str) -> int:
+    """Parts into which the mesh splits a logical axis."""
+    return math.prod(mesh.shape[name] for name in RULES[axis] or ())
+
+
 def partition(axes: tuple[str | None, ...]) -> PartitionSpec:
     """Mesh axes of an array with these logical axes.
 
@@ -70,15 +74,9 @@ def partition(axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*out)
 
 
-def constrainer(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
-    """Function that pins an activation to the mesh inside a jitted program."""
-
-    @functools.wraps(jax.lax.with_sharding_constraint)
-    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        sharding = NamedSharding(mesh, partition(axes))
-        return jax.lax.with_sharding_constraint(x, sharding)
-
-    return constrain
+def constrain(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh) -> jax.Array:
+    """Pins an activation with these logical axes to the mesh in a jitted program."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -115,12 +113,11 @@ def _leaf_sharding(
     mesh: Mesh, path: str, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> NamedSharding:
     for axis, size in zip(axes, shape, strict=True):
-        names = RULES[axis] or ()
-        ways = math.prod(mesh.shape[name] for name in names)
-        if size % ways:
+        parts = ways(mesh, axis)
+        if size % parts:
             raise ConfigError(
-                f'mesh.{"*".join(names)}={ways} does not divide {axis}={size} of parameter '
-                f'{path}; choose a divisor of {size}'
+                f'mesh.{"*".join(RULES[axis] or ())}={parts} does not divide {axis}={size} '
+                f'of parameter {path}; choose a divisor of {size}'
             )
     return NamedSharding(mesh, partition(axes))
 

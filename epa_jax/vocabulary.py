@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from epa_jax import sharding
 from epa_jax.models.contract import product
-
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +28,21 @@ class Blocks:
     Attributes:
       chunk: positions of each row.
       block: words of each shard.
-      shards: over which the mesh splits the vocabulary; divides it.
-      constrain: places an array on the mesh by logical axis names.
+      mesh: the devices; None is the default device.
     """
 
     chunk: int
     block: int
-    shards: int = 1
-    constrain: Constrain = lambda x, axes: x
+    mesh: Mesh | None = None
+
+    @property
+    def shards(self) -> int:
+        """Over which the mesh splits the vocabulary."""
+        return 1 if self.mesh is None else sharding.ways(self.mesh, 'vocab')
+
+    def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """Places an array on the mesh by logical axis names."""
+        return x if self.mesh is None else sharding.constrain(x, axes, self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ def programs_on(mesh_shape=(1, 1, 1)):
     params = tiny.params()
     where = sharding.param_shardings(mesh, params, transformer.logical_axes(tiny.SPEC))
     params = jax.device_put(params, where)
-    compute = Compute(constrain=sharding.constrainer(mesh), logprob_chunk=8)
+    compute = Compute(mesh=mesh, logprob_chunk=8)
     objective = Objective(tiny.SPEC, compute, make_loss('mpo', {}))
     optimizer, _ = make_optimizer(OptimConfig(), 10)
     abstract = programs_lib.abstract_state(params, optimizer, mesh)

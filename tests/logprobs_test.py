@@ -89,9 +89,7 @@ def test_every_mesh_gives_the_same_table(mesh_shape):
         params,
         sharding.param_shardings(mesh, params, transformer.logical_axes(spec)),
     )
-    compute = Compute(
-        constrain=sharding.constrainer(mesh), vocab_shards=mesh_shape[2], vocab_block=7
-    )
+    compute = Compute(mesh=mesh, vocab_block=7)
     table = jax.jit(lambda p, b: logprobs.response_table(p, b, spec=spec, compute=compute))(
         placed, sharding.place_batch(mesh, batch)
     )

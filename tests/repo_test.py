@@ -30,6 +30,7 @@ NO_TWIN = {
     'formats.files': 'formats/safetensors_test.py',
     'formats.gguf_spec': 'formats/gguf_file_test.py',
     'formats.gguf_tokenizer': 'formats/tokenizer_test.py',
+    'models.flash_backward': 'models/flash_test.py',
     'losses.__main__': 'losses/main_test.py',
     'limits': 'config_test.py',
     'loop': 'train_test.py',

@@ -57,7 +57,7 @@ def one_step(
     params = tiny.params() if params is None else params
     axes = transformer.logical_axes(tiny.SPEC)
     params = jax.device_put(params, sharding.param_shardings(mesh, params, axes))
-    compute = Compute(constrain=sharding.constrainer(mesh), logprob_chunk=8)
+    compute = Compute(mesh=mesh, logprob_chunk=8)
     loss = make_loss(name, {})
     objective = train_step.Objective(tiny.SPEC, compute, loss)
     optimizer, _ = make_optimizer(optim, 10)

@@ -10,7 +10,7 @@ from epa_jax.vocabulary import Blocks
 
 V, D, B, S = 33, 8, 2, 12
 # blocks that divide the vocabulary, that overlap at its end, and that exceed it
-BLOCKS = [Blocks(4, 11), Blocks(4, 10), Blocks(12, 50), Blocks(4, 4, shards=3)]
+BLOCKS = [Blocks(4, 11), Blocks(4, 10), Blocks(12, 50)]
 
 
 @pytest.fixture(scope='module')

@@ -149,5 +149,5 @@ def open_reward_model(
             f'{tokenizer or path}: the tokenizer has no chat template, so it is not known '
             'how the reward model reads a conversation; save one with it'
         )
-    compute = Compute(dtype=dtype, constrain=sharding.constrainer(mesh))
+    compute = Compute(dtype=dtype, mesh=mesh)
     return RewardModel(spec, params, score, found, compute, mesh, rows)

@@ -1,52 +1,50 @@
-"""Attention over packed rows: one mask rule, chosen back end."""
+"""Attention over packed rows: one mask rule (`mask`), the back end that suits the machine.
+
+| back end | runs on | dense mask [B, T, T] | |
+|---|---|---|---|
+| xla | all | yes | blocks of queries against the keys before them |
+| pallas | TPU | no | `flash`: skips blocks that no token of a block may see |
+| splash | TPU | no | `splash`: one response a prompt only |
+| cudnn | CUDA GPU | yes, as a bias | 16-bit floats only |
+
+'auto' is pallas on a TPU and xla elsewhere. On a GPU that is the careful choice: cuDNN's
+kernel has not been run with these masks yet, so it has to be asked for by name. What the
+machine cannot run falls back, and says so once.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from epa_jax import sharding
+from epa_jax.models import flash, splash
 from epa_jax.models.contract import contract
+from epa_jax.models.mask import Tokens, visible
 
-BLOCK = 256  # queries per block
+log = logging.getLogger(__name__)
+
+# queries [B, T, N, H], keys and values [B, T, M, H] -> [B, T, N, H]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+BACKENDS = ('auto', 'xla', 'pallas', 'splash', 'cudnn')
+BLOCK = 256  # queries per block of the XLA back end
 MAX_BLOCKS = 8  # bounds the size of the compiled program
-
-
-def visible(
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-    branches_BT: jax.Array,
-    sliding_window: int | None,
-) -> jax.Array:
-    """Which tokens (last axis) each token (middle axis) of a row attends to.
-
-    A token sees itself and earlier tokens of its segment that are of the prompt or of
-    its own branch. A sliding window counts positions, which restart for each response,
-    so a response sees as much of its prompt as it would alone.
-
-    Args:
-      positions_BT: int32 [B, T].
-      segments_BT: int32 [B, T]; 0 is padding, which sees only padding.
-      branches_BT: int32 [B, T]; 0 is the prompt.
-      sliding_window: positions seen, the token itself included; None sees all.
-
-    Returns:
-      bool [B, T, T].
-    """
-    index = jnp.arange(segments_BT.shape[1])
-    mask = index[:, None] >= index[None, :]
-    mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
-    mask &= (branches_BT[:, None, :] == 0) | (
-        branches_BT[:, :, None] == branches_BT[:, None, :]
-    )
-    if sliding_window is not None:
-        mask &= positions_BT[:, :, None] - positions_BT[:, None, :] < sliding_window
-    return mask
 
 
 def attend(
     q_BTNH: jax.Array,
     k_BTMH: jax.Array,
     v_BTMH: jax.Array,
-    mask_BTT: jax.Array,
-    backend: str,
+    tokens: Tokens,
+    *,
+    sliding_window: int | None = None,
+    backend: str = 'auto',
+    mesh: Mesh | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention with grouped key and value heads; softmax in float32.
 
@@ -54,19 +52,135 @@ def attend(
       q_BTNH: queries, N heads.
       k_BTMH: keys, M heads, M divides N.
       v_BTMH: values.
-      mask_BTT: bool, True where attention is allowed; never to a later token, and at
-        least one token of each row.
-      backend: 'xla', or 'auto', which today is XLA on every platform.
+      tokens: what the mask depends on, see `mask.sees`.
+      sliding_window: positions seen, the token itself included; None sees all.
+      backend: one of `BACKENDS`.
+      mesh: the devices; None is the default device.
+      interpret: run kernels for TPUs in Pallas's interpreter, which checks them on any
+        machine and is slow.
 
     Returns:
-      [B, T, N, H] in the dtype of the queries.
+      [B, T, N, H] in the dtype of the queries. Padding gets something finite.
 
     Raises:
       ValueError: an unknown back end.
     """
-    if backend not in ('auto', 'xla'):
-        raise ValueError(f'attention back end {backend!r}: expected auto or xla')
-    return _blocked(q_BTNH, k_BTMH, v_BTMH, mask_BTT)
+    return prepare(
+        tokens,
+        q_BTNH.dtype,
+        sliding_window=sliding_window,
+        backend=backend,
+        mesh=mesh,
+        interpret=interpret,
+    )(q_BTNH, k_BTMH, v_BTMH)
+
+
+def prepare(
+    tokens: Tokens,
+    dtype: Any,
+    *,
+    sliding_window: int | None,
+    backend: str,
+    mesh: Mesh | None = None,
+    interpret: bool = False,
+) -> Attend:
+    """`attend` for many layers: what depends on the tokens alone is computed once.
+
+    Args:
+      tokens: as in `attend`, and the others likewise.
+      dtype: of queries, keys and values.
+      sliding_window: positions seen.
+      backend: one of `BACKENDS`.
+      mesh: the devices.
+      interpret: run kernels for TPUs on any machine.
+
+    Raises:
+      ValueError: an unknown back end.
+    """
+    platform = 'tpu' if interpret else _platform(mesh)
+    chosen = choose(backend, platform, dtype, shared=tokens.branches is not None)
+    if chosen in ('xla', 'cudnn'):
+        dense = _blocked if chosen == 'xla' else _cudnn
+        return functools.partial(dense, mask_BTT=visible(tokens, sliding_window))
+    kernel: Callable = flash.attend if chosen == 'pallas' else splash.attend
+    block = flash.block_size(tokens.segments.shape[1])
+    rows = sharding.partition(('batch',))
+    known: Any = tokens
+    if chosen == 'pallas':
+        plan = functools.partial(
+            flash.plan_blocks, sliding_window=sliding_window, block=block
+        )
+        known = _on_shards(plan, mesh, (rows,), rows)(tokens)
+    kernel = functools.partial(
+        kernel, block=block, sliding_window=sliding_window, interpret=interpret
+    )
+    heads, shared = (
+        sharding.partition(('batch', None, axis, None)) for axis in ('heads', 'kv_heads')
+    )
+    on_shards = _on_shards(kernel, mesh, (heads, shared, shared, rows), heads)
+    return lambda q, k, v: on_shards(q, k, v, known)
+
+
+def choose(backend: str, platform: str, dtype: Any, *, shared: bool) -> str:
+    """The back end that runs: 'xla', 'pallas', 'splash' or 'cudnn'.
+
+    A line is logged, once, where that is not the one asked for.
+
+    Args:
+      backend: one of `BACKENDS`.
+      platform: 'cpu', 'gpu' or 'tpu'.
+      dtype: of queries, keys and values.
+      shared: whether prompts may have several responses in a row.
+
+    Raises:
+      ValueError: an unknown back end.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(
+            f'attention back end {backend!r}: expected one of {", ".join(BACKENDS)}'
+        )
+    if backend == 'auto':
+        return 'pallas' if platform == 'tpu' else 'xla'
+    if backend in ('pallas', 'splash') and platform != 'tpu':
+        return _fall_back(backend, 'xla', f'it is a kernel for TPUs, this is a {platform}')
+    if backend == 'cudnn' and platform != 'gpu':
+        return _fall_back(backend, 'xla', f'it is for CUDA GPUs, this is a {platform}')
+    if backend == 'cudnn' and jnp.dtype(dtype).itemsize != 2:
+        reason = f'it computes in 16-bit floats, not {jnp.dtype(dtype)}'
+        return _fall_back(backend, 'xla', f'{reason} (model.compute_dtype)')
+    if backend == 'splash' and shared:
+        reason = 'its mask cannot say that responses share a prompt'
+        return _fall_back(backend, 'pallas', reason)
+    return backend
+
+
+@functools.cache  # says it once
+def _fall_back(backend: str, to: str, reason: str) -> str:
+    log.warning('model.attention=%s: falling back to %s; %s', backend, to, reason)
+    return to
+
+
+def _platform(mesh: Mesh | None) -> str:
+    """Of the devices that will run it, which need not be those of this machine."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def _on_shards(
+    function: Callable, mesh: Mesh | None, inputs: Any, outputs: Any
+) -> Callable:
+    """A kernel is opaque to the partitioner: each device runs it on its rows and heads."""
+    if mesh is None:
+        return function
+    # kernels do not say over which axes their outputs vary
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False
+    )
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> jax.Array:
+    """CuDNN's flash attention; the mask reaches it as a bias of the scores."""
+    mask = mask_BTT[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn')
 
 
 def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> jax.Array:

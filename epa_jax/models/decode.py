@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from epa_jax.models import attention, rope, transformer
+from epa_jax.models import rope, transformer
+from epa_jax.models.mask import Tokens
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import Params
 
@@ -50,7 +51,7 @@ def read(
     width = tokens_BP.shape[1]
     positions = jnp.arange(width) - starts_B[:, None]
     segments = (positions >= 0).astype(jnp.int32)
-    mask = attention.visible(positions, segments, 0 * segments, spec.sliding_window)
+    over_prompts = compute.attend(Tokens(positions, segments), spec.sliding_window)
     cos_sin = rope.cos_sin(positions, spec)
 
     def body(x: jax.Array, weights: Any) -> tuple[jax.Array, Cache]:
@@ -58,7 +59,7 @@ def read(
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             kept.append(Cache(k, v))
-            return attention.attend(q, k, v, mask, compute.attention)
+            return over_prompts(q, k, v)
 
         x = nnx.merge(graph, weights)(x, cos_sin, attend, spec, compute)
         return x, kept[0]

@@ -13,14 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
+from epa_jax import sharding
 from epa_jax.models import attention, rope
+from epa_jax.models.attention import Attend
 from epa_jax.models.contract import contract
+from epa_jax.models.mask import Tokens
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import Params
 
-# queries [B, T, N, H], keys and values [B, T, M, H] -> [B, T, N, H]
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 INIT_STDDEV = 0.02  # Hugging Face's initializer_range
 
 
@@ -35,8 +37,8 @@ class Compute:
       attention: back end, see `attention.attend`.
       logprob_chunk: tokens per row that meet the vocabulary at once.
       vocab_block: words of each shard of the vocabulary that they meet at once.
-      vocab_shards: parts in which the mesh holds the vocabulary.
-      constrain: places an activation on the mesh by logical axis names.
+      mesh: the devices; None is the default device.
+      interpret: run kernels for TPUs in Pallas's interpreter, on any machine and slowly.
     """
 
     dtype: str = 'float32'
@@ -44,8 +46,23 @@ class Compute:
     attention: str = 'auto'
     logprob_chunk: int = 128
     vocab_block: int = 4096
-    vocab_shards: int = 1
-    constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
+    mesh: Mesh | None = None
+    interpret: bool = False
+
+    def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """Places an activation on the mesh by logical axis names."""
+        return x if self.mesh is None else sharding.constrain(x, axes, self.mesh)
+
+    def attend(self, tokens: Tokens, sliding_window: int | None) -> Attend:
+        """Attention of every layer over these tokens."""
+        return attention.prepare(
+            tokens,
+            self.dtype,
+            sliding_window=sliding_window,
+            backend=self.attention,
+            mesh=self.mesh,
+            interpret=self.interpret,
+        )
 
 
 def _weight(
@@ -160,16 +177,13 @@ class Decoder(nnx.Module):
         self,
         tokens_BT: jax.Array,
         cos_sin: tuple[jax.Array, jax.Array],
-        mask_BTT: jax.Array,
+        attend: Attend,
         spec: ModelSpec,
         compute: Compute,
     ) -> jax.Array:
         x = self.embed[...][tokens_BT].astype(compute.dtype)
         x = compute.constrain(x, ('batch', None, None))
         graph, stacked = nnx.split(self.layers)
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention.attend(q, k, v, mask_BTT, compute.attention)
 
         def body(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
             layer = nnx.merge(graph, weights)
@@ -242,7 +256,7 @@ def hidden_states(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     segments_BT: jax.Array,
-    branches_BT: jax.Array,
+    branches_BT: jax.Array | None,
     *,
     spec: ModelSpec,
     compute: Compute,
@@ -254,16 +268,17 @@ def hidden_states(
       tokens_BT: int32 [B, T].
       positions_BT: int32 [B, T], see `types.PackedBatch` for these three.
       segments_BT: int32 [B, T].
-      branches_BT: int32 [B, T].
+      branches_BT: int32 [B, T]; None where no prompt has two responses in a row.
       spec: architecture.
       compute: dtype, rematerialisation, back end.
 
     Returns:
       [B, T, D] in the compute dtype.
     """
-    mask = attention.visible(positions_BT, segments_BT, branches_BT, spec.sliding_window)
+    tokens = Tokens(positions_BT, segments_BT, branches_BT)
+    attend = compute.attend(tokens, spec.sliding_window)
     angles = rope.cos_sin(positions_BT, spec)
-    return decoder(params, spec)(tokens_BT, angles, mask, spec, compute)
+    return decoder(params, spec)(tokens_BT, angles, attend, spec, compute)
 
 
 def head_weights(params: Params) -> jax.Array:

@@ -147,7 +147,7 @@ def test_any_mesh_and_rows_give_the_same(choices, shape):
             transformer.logical_axes(tiny.SPEC),
         ),
     )
-    compute = Compute(constrain=sharding.constrainer(mesh))
+    compute = Compute(mesh=mesh)
     for rows in (1, 3):
         found = answer(
             choices,

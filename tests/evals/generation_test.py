@@ -150,7 +150,7 @@ def test_any_mesh_gives_the_same_responses(params, shape):
         transformer.abstract_params(tiny.SPEC, 'float32'),
         transformer.logical_axes(tiny.SPEC),
     )
-    compute = transformer.Compute(constrain=sharding.constrainer(mesh))
+    compute = transformer.Compute(mesh=mesh)
     found = sample(
         jax.device_put(params, where),
         tiny.SPEC,

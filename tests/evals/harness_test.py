@@ -41,7 +41,7 @@ def model(name='chatml', **kwargs):
     mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
     where = sharding.param_shardings(mesh, PARAMS, transformer.logical_axes(SPEC))
     params = jax.device_put(PARAMS, where)
-    compute = Compute(constrain=sharding.constrainer(mesh))
+    compute = Compute(mesh=mesh)
     ends = [tokenizer.eos_token_id]
     return PolicyLM(Policy(SPEC, params, tokenizer, compute, mesh), ends, **kwargs)
 
