@@ -1,6 +1,6 @@
 """Devices as a named mesh, and where every array lives on it."""
 
-import functools
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,15 +70,22 @@ def partition(axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*out)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Constrainer:
+    mesh: Mesh
+
+    def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        where = NamedSharding(self.mesh, partition(axes))
+        return jax.lax.with_sharding_constraint(x, where)
+
+
 def constrainer(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
-    """Function that pins an activation to the mesh inside a jitted program."""
+    """Function that pins an activation to the mesh inside a jitted program.
 
-    @functools.wraps(jax.lax.with_sharding_constraint)
-    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        sharding = NamedSharding(mesh, partition(axes))
-        return jax.lax.with_sharding_constraint(x, sharding)
-
-    return constrain
+    Those of equal meshes are equal: a program that takes one as a static argument is
+    compiled once for all models of a mesh.
+    """
+    return _Constrainer(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
