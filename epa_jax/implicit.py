@@ -1,4 +1,7 @@
-"""The implicit reward of a policy, beta log(policy / reference), as its loss trains it."""
+"""The implicit reward of a policy, beta log(policy / reference), as its loss trains it.
+
+Losses without a reference train beta log(policy) itself, its sum or mean over tokens.
+"""
 
 import argparse
 import dataclasses
@@ -66,8 +69,12 @@ def add_implicit_arguments(parser: argparse.ArgumentParser) -> None:
     add('--rows', type=int, default=ROWS, help='rows a device computes together')
 
 
-def implicit_rewards(args: argparse.Namespace) -> Rewarded:
+def implicit_rewards(args: argparse.Namespace, *, min_strong: int = 1) -> Rewarded:
     """Rewards every response of a data set; what is not given is as in the run.
+
+    Args:
+      args: of `add_implicit_arguments`.
+      min_strong: as in `load_datasets`; 0 also keeps pairs of equal responses.
 
     Raises:
       ConfigError: something is neither given nor known of a run.
@@ -76,7 +83,7 @@ def implicit_rewards(args: argparse.Namespace) -> Rewarded:
     run = _run_config(args.model)
     scale = scale_of(args, run)
     policy = policy_of(args)
-    examples, counts = read(args, run, policy)
+    examples, counts = read(args, run, policy, min_strong)
     values = score_examples(policy, examples, args.rows)
     if scale.reference is not None:
         values -= score_examples(_reference(scale, args, run, policy), examples, args.rows)
@@ -135,7 +142,7 @@ def _reference(
 
 
 def read(
-    args: argparse.Namespace, run: RunConfig | None, policy: Policy
+    args: argparse.Namespace, run: RunConfig | None, policy: Policy, min_strong: int
 ) -> tuple[list[TokenExample], dict[str, Any]]:
     """Examples with all their responses, and what became of the data."""
     names = (
@@ -155,12 +162,13 @@ def read(
         max_examples=args.limit,
         **{name: value for name, value in given.items() if value is not None},
     )
-    loaded = load_datasets(cfg, policy.tokenizer, min_strong=1)
+    loaded = load_datasets(cfg, policy.tokenizer, min_strong=min_strong)
     report = loaded.tokenised
     counts = {
         'prompts': len(loaded.train),
         'responses': sum(len(example.response_ids) for example in loaded.train),
-        'dropped': dict(report.dropped),
+        'dropped': dict(loaded.read[0].skipped + report.dropped),
+        'dropped_responses': dict(report.dropped_responses),
         'truncated_prompts': report.truncated_prompts,
         'truncated_responses': report.truncated_responses,
     }

@@ -80,7 +80,8 @@ def _show(args: argparse.Namespace, found: dict[str, Any], about: dict[str, Any]
     cut = about['truncated_prompts'] + about['truncated_responses']
     print(
         f'{about["prompts"]} prompts with {about["responses"]} responses; {cut} texts cut, '
-        f'{sum(about["dropped"].values())} examples dropped'
+        f'{sum(about["dropped"].values())} examples and '
+        f'{sum(about["dropped_responses"].values())} responses dropped'
     )
     for name, interval in found.items():
         print(f'{name:26} {interval}')

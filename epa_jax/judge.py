@@ -17,6 +17,7 @@ from epa_jax.commands import show_errors
 from epa_jax.config import ConfigError
 from epa_jax.evals.chat import ChatError, Endpoint, key_from
 from epa_jax.evals.judging import (
+    REFUSED,
     TEMPLATE,
     Judge,
     Judgments,
@@ -73,14 +74,25 @@ def main(argv: list[str] | None = None) -> None:
     judgments = Judgments(args.out)
     known = len(judgments.answers)
     _ask([request for both in requests for request in both], judgments, args)
-    answers = [[judgments.answers[key_of(r)] for r in both] for both in requests]
-    verdicts = [(verdict(one), verdict(other)) for one, other in answers]
+    keys = [(key_of(one), key_of(other)) for one, other in requests]
+    verdicts = [(_said(one, judgments), _said(other, judgments)) for one, other in keys]
     result = win_rate(matched.pairs, verdicts, args.seed)
     print(describe(matched, result))
     print(f'{len(judgments.answers) - known} judgments asked for, written to {args.out}')
+    refused = [key for both in keys for key in both if key in judgments.errors]
+    if refused:
+        print(
+            f'refused, such as with {judgments.errors[refused[0]]}; all are in {args.out}, '
+            'and the same command asks them again'
+        )
     if args.summary:
         args.summary.parent.mkdir(parents=True, exist_ok=True)
         args.summary.write_text(summary(args, judge, matched, result), 'utf-8')
+
+
+def _said(key: str, judgments: Judgments) -> str | None:
+    answer = judgments.answers.get(key)
+    return REFUSED if answer is None else verdict(answer)
 
 
 def _ask(
@@ -108,7 +120,7 @@ def _ask(
 
 def describe(matched: Matched, result: WinRate) -> str:
     """The result in a few lines; nothing that was left out is left unsaid."""
-    verdicts = 2 * result.pairs
+    answers = 2 * result.pairs - result.refused
     left = f'{result.pairs - result.counted} pairs left out'
     return '\n'.join(
         [
@@ -117,7 +129,8 @@ def describe(matched: Matched, result: WinRate) -> str:
             'left out',
             f'win rate  {result.rate}, ties one half',
             f'verdicts  {result.wins} ours, {result.losses} theirs, {result.ties} ties; '
-            f'{result.unparsable} of {verdicts} answers unparsable, {left}',
+            f'{result.unparsable} of {answers} answers unparsable, {result.refused} '
+            f'requests refused, {left}',
             f'position  {result.flips:.3f} of pairs change their winner with the order; '
             f'{result.first:.3f} of winners were shown first',
             f'length    {result.ours_characters:.0f} characters against '

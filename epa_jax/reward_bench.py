@@ -143,14 +143,20 @@ def _rewarded(args: argparse.Namespace) -> tuple[list[Pair], dict[str, Any]]:
 
 def _implicit(args: argparse.Namespace) -> tuple[list[Pair], dict[str, Any]]:
     """Pairs with the implicit rewards of a policy."""
-    found = implicit_rewards(args)
+    found = implicit_rewards(args, min_strong=0)
     pairs = [
-        _pair(example.origin, example.roles, row[: len(example.response_ids)])
+        _pair(example.origin, example.roles, _tied(example.response_ids, row))
         for example, row in zip(found.examples, found.rewards, strict=True)
     ]
     about = dict(found.about)
     cut = about.pop('truncated_prompts') + about.pop('truncated_responses')
     return pairs, {**about, 'cut': cut}
+
+
+def _tied(responses: Sequence[np.ndarray], rewards: np.ndarray) -> np.ndarray:
+    """Rewards [K] in which equal responses tie, whatever rounding says."""
+    texts = [ids.tobytes() for ids in responses]
+    return np.array([rewards[texts.index(text)] for text in texts])
 
 
 def _turns(example: Example) -> Sequence[Message]:

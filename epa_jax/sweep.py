@@ -3,7 +3,6 @@
 import logging
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +113,12 @@ def _grids() -> Any:
     return grid()
 
 
-def _table(runs: list[RunConfig]) -> Iterator[str]:
-    """Runs that have ended, side by side."""
+def show(runs: list[RunConfig]) -> None:
+    """Prints runs that have ended, side by side; every process calls it, one prints."""
     ended = [Path(run.workdir) for run in runs if is_done(run)]
-    if ended:
-        yield from ['', *table.text(grouped([read_run(folder) for folder in ended]))]
+    if ended and jax.process_index() == 0:
+        lines = table.text(grouped([read_run(folder) for folder in ended]))
+        print('\n'.join(['', *lines]))
 
 
 def main(argv: list[str]) -> None:
@@ -131,8 +131,7 @@ def main(argv: list[str]) -> None:
             print(run.workdir, '(done)' if is_done(run) else '')
         return
     failed = sweep(runs)
-    if jax.process_index() == 0:
-        print('\n'.join(_table(runs)))
+    show(runs)
     if failed:
         sys.exit('\n'.join([f'{len(failed)} of {len(runs)} runs failed:', *failed]))
 

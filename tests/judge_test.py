@@ -69,7 +69,7 @@ def test_win_rate_of_a_fair_judge(folder, capsys):
     out = capsys.readouterr().out
     assert 'win rate  0.375 [' in out
     assert '0 only in ours and 1 only in theirs left out' in out
-    assert '2 of 10 answers unparsable, 1 pairs left out' in out
+    assert '2 of 10 answers unparsable, 0 requests refused, 1 pairs left out' in out
     assert '10 judgments asked for' in out
     orders = sorted(shown(body) for body in server.bodies)
     both = list(zip(OURS, THEIRS, strict=True))
@@ -166,6 +166,41 @@ def test_the_key_is_sent_and_never_written(folder, capfd, monkeypatch):
     assert KEY not in shown + written
 
 
+def test_a_refused_request_is_an_error_of_its_pair_alone(folder, capsys):
+    def strict(body, number):
+        if 'question 4' in body['messages'][0]['content']:
+            return 400, b'too long', {}
+        return fair(body)
+
+    for asked in (10, 2):  # what was refused is asked again
+        with serve(strict) as server:
+            run(server, '--summary', 's.json')
+        assert len(server.bodies) == asked
+        out = capsys.readouterr().out
+        assert 'win rate  0.375 [' in out
+        assert '0 of 8 answers unparsable, 2 requests refused, 1 pairs left out' in out
+        assert 'status 400: too long; all are in judged.jsonl' in out
+        found = json.loads((folder / 's.json').read_text())
+        assert (found['refused'], found['counted'], found['unparsable']) == (2, 4, 0)
+        assert len((folder / 'judged.jsonl').read_text().splitlines()) == 10
+    with serve(fair) as server:
+        run(server)
+        assert len(server.bodies) == 2
+    out = capsys.readouterr().out
+    assert '2 of 10 answers unparsable, 0 requests refused' in out
+    assert 'status 400' not in out
+
+
+@pytest.mark.parametrize(('status', 'asked'), [(400, 10), (401, 1), (403, 1), (404, 1)])
+def test_an_endpoint_that_refuses_all_is_an_error(folder, status, asked):
+    with (
+        serve(lambda *_: (status, b'no', {})) as server,
+        pytest.raises(judge.ChatError, match=f'status {status}: no'),
+    ):
+        run(server, '--concurrent', '1')
+    assert asked <= len(server.bodies) <= asked + 1  # one may be under way
+
+
 def test_another_template_is_asked(folder):
     (folder / 'mine.txt').write_text('{response_a}/{response_b}/{prompt}? Say [[A]]')
     with serve(lambda *_: '[[B]]') as server:
@@ -183,7 +218,8 @@ def test_what_is_unknown_is_null(folder, capsys):
     found = json.loads((folder / 's.json').read_text())
     assert found['rate'] == {'value': None, 'low': None, 'high': None}
     assert (found['flips'], found['unparsable'], found['counted']) == (None, 10, 0)
-    assert '10 of 10 answers unparsable, 5 pairs left out' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert '10 of 10 answers unparsable, 0 requests refused, 5 pairs left out' in out
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,28 @@ def test_a_reward_model_reads_whole_conversations(folder, capsys):
     assert 'subset   donotanswer' in capsys.readouterr().out
 
 
-def test_equal_rewards_are_wrong_and_said(folder, capsys):
+@pytest.mark.parametrize('model', ['judge', 'run'])
+def test_equal_rewards_are_wrong_and_said(folder, capsys, model):
     same = {'prompt': 'w1', 'chosen': 'w2', 'rejected': 'w2', 'subset': 'donotanswer'}
     write(folder / 'same.jsonl', [same, RECORDS[2]])
-    run(folder, 'judge', data='same.jsonl')
-    assert 'ties count as wrong, as in RewardBench: 1 pairs' in capsys.readouterr().out
+    out = folder / 'same.json'
+    run(folder, model, '--out', str(out), data='same.jsonl')
+    found = json.loads(out.read_text())
+    assert found['sections']['Safety']['pairs'] == 2
+    assert found['sections']['Safety']['ties'] == 1
+    printed = capsys.readouterr().out
+    assert '2 pairs; 0 texts cut, 0 pairs dropped' in printed
+    assert 'ties count as wrong, as in RewardBench: 1 pairs' in printed
+
+
+@pytest.mark.parametrize('model', ['judge', 'run'])
+def test_lines_that_are_skipped_are_counted(folder, capsys, model):
+    lines = (folder / 'bench.jsonl').read_text()
+    (folder / 'bad.jsonl').write_text('no JSON\n' + lines)
+    out = ['--out', str(folder / 'bad.json')]
+    found = run(folder, model, '--bad_lines', 'skip', *out, data='bad.jsonl')
+    assert len(found) == 8
+    assert '8 pairs; 0 texts cut, 1 pairs dropped' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

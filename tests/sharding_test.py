@@ -1,5 +1,7 @@
 """The mesh and where parameters live."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax.sharding import PartitionSpec
 from epa_jax import sharding
 from epa_jax.config import ConfigError
 from epa_jax.models import transformer
+from epa_jax.models.transformer import Compute
 from epa_jax.schema import MeshConfig
 from tests import tiny
 
@@ -60,3 +63,18 @@ def test_rows_are_split_over_data_and_fsdp():
     assert placed.addressable_shards[0].data.shape == (2, 3)
     np.testing.assert_array_equal(placed, batch)
     assert sharding.batch_devices(mesh) == 4
+
+
+def test_a_program_is_traced_once_for_equal_meshes():
+    traces = []
+
+    @functools.partial(jax.jit, static_argnames='compute')
+    def double(x, *, compute):
+        traces.append(compute)
+        return compute.constrain(2 * x, ('batch', None))
+
+    for sizes in ((2, 2, 2), (2, 2, 2), (1, 8, 1)):
+        compute = Compute(mesh=sharding.make_mesh(MeshConfig(*sizes)))
+        found = double(np.ones((8, 3)), compute=compute)
+        assert found.addressable_shards[0].data.shape == (8 // np.prod(sizes[:2]), 3)
+    assert len(traces) == 2

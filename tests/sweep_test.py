@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from epa_jax import sweep as sweep_lib
@@ -69,7 +70,7 @@ def test_parts_are_disjoint_and_together_all(config):
             part_of(runs, text)
 
 
-def test_done_runs_are_skipped_and_failures_told(config, monkeypatch):
+def test_done_runs_are_skipped_and_failures_told(config, monkeypatch, capsys):
     """The second of four fails at first; the next sweep does that one alone."""
     runs = planned(config, GRID)
     began, broken = [], {runs[1].workdir}
@@ -89,12 +90,30 @@ def test_done_runs_are_skipped_and_failures_told(config, monkeypatch):
     broken.clear()
     assert sweep(runs) == []
     assert began == [runs[1].workdir]
-    lines = list(sweep_lib._table(runs))
+    lines = shown_by(0, runs, monkeypatch, capsys)
+    assert shown_by(1, runs, monkeypatch, capsys) == []
     assert '[1] loss.beta=0.1 (2 seeds)' in lines
     assert '[2] loss.beta=0.2 (2 seeds)' in lines
     config.optim.lr = 1.0
     with pytest.raises(ConfigError, match='the folder holds another run'):
         is_done(planned(config, GRID)[0])
+
+
+def shown_by(process, runs, monkeypatch, capsys):
+    """Lines that a process prints; each asks the first one about every run."""
+    asked = []
+
+    def broadcast(value):
+        asked.append(value)
+        return value
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, 'process_index', lambda: process)
+        patch.setattr(sweep_lib.multihost_utils, 'broadcast_one_to_all', broadcast)
+        sweep_lib.show(runs)
+    assert len(asked) == len(runs)
+    return capsys.readouterr().out.splitlines()
 
 
 def test_the_command(tmp_path, repo_root):

@@ -1,5 +1,7 @@
 """Small models and batches shared by tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,19 +44,32 @@ def sequence_logps(tree, spec, prompt, response):
 
 def sequence_distributions(tree, spec, prompt, response):
     """The log-probs [R, V] from which each response token is drawn."""
-    tokens = jnp.asarray([*prompt, *response], jnp.int32)[None]
-    ones = jnp.ones_like(tokens)
-    hidden = transformer.hidden_states(
+    logits = sequence_logits(tree, spec, [*prompt, *response])
+    return jax.nn.log_softmax(logits[len(prompt) - 1 : -1], axis=-1)
+
+
+def sequence_logits(tree, spec, tokens):
+    """Logits [T, V] at every place of one sequence, without padding."""
+    return sequence_states(tree, spec, tokens) @ transformer.head_weights(tree).T
+
+
+def sequence_states(tree, spec, tokens):
+    """Hidden states [T, D] at every place of one sequence, without padding."""
+    return _states(tree, jnp.asarray(tokens, jnp.int32), spec=spec)
+
+
+@functools.partial(jax.jit, static_argnames='spec')
+def _states(tree, tokens_T, *, spec):
+    ones = jnp.ones_like(tokens_T)[None]
+    return transformer.hidden_states(
         tree,
-        tokens,
-        jnp.arange(tokens.shape[1])[None],
+        tokens_T[None],
+        jnp.arange(len(tokens_T))[None],
         ones,
         0 * ones,
         spec=spec,
         compute=transformer.Compute(),
-    )
-    logits = hidden[0] @ transformer.head_weights(tree).T
-    return jax.nn.log_softmax(logits, axis=-1)[len(prompt) - 1 : -1]
+    )[0]
 
 
 def random_groups(seed: int, count: int, responses: int = 3, vocab: int = 48):

@@ -10,11 +10,17 @@ import urllib3
 
 # Throttled, overloaded or restarting; other errors would only be repeated.
 RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})
+# Of the key, the account or the address: every other request would fail likewise.
+OF_THE_ENDPOINT = frozenset({401, 402, 403, 404, 405})
 SHOWN = 300  # characters of a server's answer in a message
 
 
 class ChatError(RuntimeError):
     """The endpoint did not answer as expected; the message never holds the key."""
+
+
+class RequestError(ChatError):
+    """The endpoint refused this one request, such as one that is too long for it."""
 
 
 class Endpoint:
@@ -86,7 +92,9 @@ class Endpoint:
           request: the body, with model and messages.
 
         Raises:
-          ChatError: no answer, an error status or no chat completion, after all tries.
+          RequestError: a status from 400 to 499 that says nothing of other requests.
+          ChatError: no answer, another error status or no chat completion, after all
+            tries.
         """
         headers = {'Content-Type': 'application/json', 'Accept': 'application/json'}
         if self._key is not None:
@@ -107,7 +115,8 @@ class Endpoint:
                 f'{self.url}: no answer in {self._tries} tries: {self._hidden(str(reason))}'
             ) from None  # the cause may hold the request
         if answer.status != 200:
-            raise ChatError(
+            kind = RequestError if _of_one_request(answer.status) else ChatError
+            raise kind(
                 f'{self.url}: status {answer.status}{self._after(answer.status)}: '
                 f'{self._excerpt(answer.data)}'
             )
@@ -135,6 +144,10 @@ class Endpoint:
     def _hidden(self, text: str) -> str:
         """Without the key: a server may repeat what it was sent."""
         return text.replace(self._key, '[key]') if self._key else text
+
+
+def _of_one_request(status: int) -> bool:
+    return 400 <= status < 500 and status not in RETRIED | OF_THE_ENDPOINT
 
 
 def _pool(parts: urllib.parse.SplitResult, connections: int) -> urllib3.PoolManager:

@@ -15,6 +15,7 @@ import numpy as np
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.evals.bootstrap import Interval, mean_interval
+from epa_jax.evals.chat import RequestError
 from epa_jax.evals.matching import Pair
 
 # Asks for what AlpacaEval does, the response that people would rather have, but allows a
@@ -41,6 +42,7 @@ response A is better, [[B]] if response B is better, [[tie]] if neither is.
 """
 PLACES = ('prompt', 'response_a', 'response_b')
 BEGINNING = b'{"key": "'  # of a line of judgments
+REFUSED = 'refused'  # in place of a verdict: the endpoint refused to answer
 _PLACE = re.compile(r'\{(' + '|'.join(PLACES) + r')\}')
 _MARK = re.compile(r'\[\[(A|B|tie)\]\]')
 
@@ -116,6 +118,7 @@ class Judgments:
 
     Attributes:
       answers: key of a request -> the judge's answer.
+      errors: key of a request that has no answer -> why the endpoint refused it.
     """
 
     def __init__(self, path: Path):
@@ -126,6 +129,7 @@ class Judgments:
         """
         self._path = path
         self.answers: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
         if path.is_file():
             data = path.read_bytes()
             whole = data[: data.rfind(b'\n') + 1]
@@ -149,20 +153,34 @@ class Judgments:
     def _read(self, origin: str, line: bytes) -> None:
         try:
             record = json.loads(line)
-            key, answer = record['key'], record['answer']
+            key, kind = record['key'], 'error' if 'error' in record else 'answer'
+            text = record[kind]
         except (ValueError, LookupError, TypeError):
-            key = answer = None
-        if not isinstance(key, str) or not isinstance(answer, str):
+            key = text = None
+        if not isinstance(key, str) or not isinstance(text, str):
             raise DataError(
                 f'{origin}: expected a judgment with key and answer, as epa_jax.judge '
                 'writes them; take out the line or write to another file'
             )
-        self.answers[key] = answer
+        if kind == 'answer':
+            self.answers[key] = text
+            self.errors.pop(key, None)
+        else:
+            self.errors[key] = text
 
     def add(self, key: str, request: Mapping[str, Any], answer: str) -> None:
         """Keeps an answer and what was asked; the line is on disk when this returns."""
         self.answers[key] = answer
-        record = {'key': key, 'verdict': verdict(answer), 'answer': answer, **request}
+        self.errors.pop(key, None)
+        self._write({'key': key, 'verdict': verdict(answer), 'answer': answer, **request})
+
+    def refuse(self, key: str, request: Mapping[str, Any], error: str) -> None:
+        """Keeps why there is no answer, in one line; another run asks again."""
+        if key not in self.errors:
+            self._write({'key': key, 'error': error, **request})
+        self.errors[key] = error
+
+    def _write(self, record: Mapping[str, Any]) -> None:
         with self._path.open('a', encoding='utf-8') as file:
             file.write(json.dumps(record, ensure_ascii=False) + '\n')
 
@@ -173,7 +191,9 @@ def ask(
     judgments: Judgments,
     concurrent_requests: int = 1,
 ) -> Iterator[int]:
-    """Asks what is not known yet, the same request once; gives how many are answered.
+    """Asks what is not known yet, the same request once; gives how many are dealt with.
+
+    A request that the endpoint refuses is kept as an error of its own.
 
     Args:
       requests: from `Judge.requests`.
@@ -182,7 +202,8 @@ def ask(
       concurrent_requests: asked at the same time.
 
     Raises:
-      ChatError: the endpoint failed; what it answered before is kept.
+      ChatError: the endpoint failed, or refused all and has never answered any of
+        `requests`; what it answered before is kept.
     """
     keyed = {key_of(request): request for request in requests}
     wanted = {k: request for k, request in keyed.items() if k not in judgments.answers}
@@ -190,7 +211,13 @@ def ask(
     futures = {pool.submit(complete, request): key for key, request in wanted.items()}
     try:
         for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-            judgments.add(futures[future], wanted[futures[future]], future.result())
+            key = futures[future]
+            try:
+                judgments.add(key, wanted[key], future.result())
+            except RequestError as error:
+                judgments.refuse(key, wanted[key], str(error))
+                if done == len(wanted) and not keyed.keys() & judgments.answers.keys():
+                    raise
             yield done
     finally:  # what is under way when one fails, or the user stops, still comes
         pool.shutdown(cancel_futures=True)
@@ -208,6 +235,7 @@ class WinRate(NamedTuple):
       pairs: all pairs.
       counted: pairs with a verdict in both orders; the others count for nothing below.
       unparsable: answers without a verdict.
+      refused: requests that the endpoint refused to answer.
       wins: verdicts for ours.
       losses: verdicts for theirs.
       ties: verdicts for neither.
@@ -223,6 +251,7 @@ class WinRate(NamedTuple):
     pairs: int
     counted: int
     unparsable: int
+    refused: int
     wins: int
     losses: int
     ties: int
@@ -240,12 +269,12 @@ def win_rate(
 
     Args:
       pairs: the pairs.
-      verdicts: for each pair, with ours as A and with ours as B.
+      verdicts: for each pair, with ours as A and with ours as B; `REFUSED` without an
+        answer.
       seed: of the bootstrap, which draws prompts.
     """
-    points = {'A': 1.0, 'tie': 0.5, 'B': 0.0, None: np.nan}
+    points = {'A': 1.0, 'tie': 0.5, 'B': 0.0, None: np.nan, REFUSED: np.nan}
     for_a = np.array([[points[v] for v in both] for both in verdicts])
-    unparsable = int(np.isnan(for_a).sum())
     known = ~np.isnan(for_a).any(axis=1)
     for_a = for_a[known]
     ours = np.stack([for_a[:, 0], 1 - for_a[:, 1]], axis=1)
@@ -257,7 +286,8 @@ def win_rate(
         prompts=len(scores),
         pairs=len(pairs),
         counted=len(counted),
-        unparsable=unparsable,
+        unparsable=sum(both.count(None) for both in verdicts),
+        refused=sum(both.count(REFUSED) for both in verdicts),
         wins=int((ours == 1).sum()),
         losses=int((ours == 0).sum()),
         ties=int((ours == 0.5).sum()),

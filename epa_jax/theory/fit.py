@@ -60,6 +60,10 @@ def _lbfgs(
     def of_data(params: Params) -> jax.Array:
         return loss(params, *data)
 
+    def found(params: Params) -> tuple[jax.Array, jax.Array]:
+        value, grad = jax.value_and_grad(of_data)(params)
+        return value, optax.tree.norm(grad)
+
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(of_data)
 
@@ -76,12 +80,11 @@ def _lbfgs(
         _, _, count, _, norm = carry
         return (count == 0) | ((count < max_steps) & (norm > tolerance))
 
-    value, grad = jax.value_and_grad(of_data)(start)
-    zero = jnp.zeros((), jnp.int32)
-    first = (start, optimizer.init(start), zero, value, optax.tree.norm(grad))
+    # the first step replaces them
+    unknown = [jnp.full((), jnp.inf, x.dtype) for x in jax.eval_shape(found, start)]
+    first = (start, optimizer.init(start), jnp.zeros((), jnp.int32), *unknown)
     params, _, count, _, _ = jax.lax.while_loop(unfinished, step, first)
-    value, grad = jax.value_and_grad(of_data)(params)
-    return params, value, optax.tree.norm(grad), count
+    return params, *found(params), count
 
 
 def descend(

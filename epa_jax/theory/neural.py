@@ -1,6 +1,7 @@
 """Worlds whose policies are LLaMAs: the whole response tree, by the code of training."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -35,6 +36,12 @@ class Tree:
         """Log pi(y|x) of all responses to all prompts: float32 [N, M]."""
         compute = transformer.Compute()
         return response_table(params, self.batch, spec=self.spec, compute=compute).logps
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logps(tree: Tree, params: Params) -> jax.Array:
+    """`Tree.logps`, compiled once for each tree."""
+    return tree.logps(params)
 
 
 def response_tree(vocab: int, length: int) -> tuple[tuple[int, ...], ...]:
@@ -98,7 +105,7 @@ def random_params(spec: ModelSpec, seed: int, scale: float = 6.0) -> Params:
 
 def neural_world(tree: Tree, ref_params: Params, beta: float, seed: int) -> World:
     """The reference of `ref_params` with normally distributed true rewards."""
-    log_ref = np.asarray(jax.jit(tree.logps)(ref_params), np.float64)
+    log_ref = np.asarray(logps(tree, ref_params), np.float64)
     log_ref -= np.log(np.exp(log_ref).sum(axis=1, keepdims=True))  # float32's last digits
     reward = np.random.default_rng(seed).normal(size=log_ref.shape)
     return World(log_ref, reward, beta)

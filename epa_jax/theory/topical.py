@@ -5,6 +5,7 @@ what EPA assumes of them is true here. `topical=0` makes rewards that do not kno
 where it is not.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -51,12 +52,18 @@ def fit_reference(
 ) -> Params:
     """A LLaMA near the target policy."""
     start = neural.random_params(tree.spec, seed, scale=2.0)
+    loss = _CrossEntropy(tree)
+    return descend(loss, start, jnp.asarray(log_target), steps=steps, lr=3e-3).params
 
-    def cross_entropy(params: Params, log_target: jax.Array) -> jax.Array:
-        return -jnp.mean(jnp.sum(jnp.exp(log_target) * tree.logps(params), axis=1))
 
-    found = descend(cross_entropy, start, jnp.asarray(log_target), steps=steps, lr=3e-3)
-    return found.params
+@dataclasses.dataclass(frozen=True)
+class _CrossEntropy:
+    """Equal for equal trees, so that the fits of all seeds are one program."""
+
+    tree: neural.Tree
+
+    def __call__(self, params: Params, log_target: jax.Array) -> jax.Array:
+        return -jnp.mean(jnp.sum(jnp.exp(log_target) * self.tree.logps(params), axis=1))
 
 
 def reward(tree: neural.Tree, seed: int, topical: float = 1.0) -> np.ndarray:
@@ -85,7 +92,7 @@ def topical_world(
 ) -> tuple[World, Params]:
     """The world, in float32, and the parameters of its reference."""
     params = fit_reference(tree, target(tree, seed), seed, fit_steps)
-    log_ref = np.asarray(jax.jit(tree.logps)(params), np.float64)
+    log_ref = np.asarray(neural.logps(tree, params), np.float64)
     log_ref -= np.log(np.exp(log_ref).sum(axis=1, keepdims=True))
     world = World(
         jnp.asarray(log_ref, jnp.float32),

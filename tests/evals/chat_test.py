@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 
-from epa_jax.evals.chat import ChatError, Endpoint, key_from
+from epa_jax.evals.chat import ChatError, Endpoint, RequestError, key_from
 from tests.chat_server import completion, serve
 
 KEY = 'sk-secret-0123456789'
@@ -92,11 +92,34 @@ def test_errors_that_stay_are_told_with_what_the_server_said():
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize('status', [400, 401, 404])
-def test_errors_of_the_request_are_not_repeated(status):
-    message, server = failure(lambda *_: (status, {'error': 'no'}, {}), retries=5)
-    assert f'status {status}: {{"error": "no"}}' in message
+@pytest.mark.parametrize(
+    ('status', 'kind'),
+    [
+        (400, RequestError),
+        (413, RequestError),
+        (422, RequestError),
+        (401, ChatError),
+        (403, ChatError),
+        (404, ChatError),
+    ],
+)
+def test_errors_of_the_request_are_not_repeated(status, kind):
+    with (
+        serve(lambda *_: (status, {'error': 'no'}, {})) as server,
+        pytest.raises(ChatError, match=f'status {status}: {{"error": "no"}}') as error,
+    ):
+        ask(server.url, retries=5)
+    assert type(error.value) is kind
     assert len(server.requests) == 1
+
+
+def test_what_stays_throttled_is_no_error_of_the_request():
+    with (
+        serve(lambda *_: (429, b'', {'Retry-After': 0})) as server,
+        pytest.raises(ChatError) as error,
+    ):
+        ask(server.url, retries=1)
+    assert type(error.value) is ChatError
 
 
 def test_a_redirection_is_not_followed():

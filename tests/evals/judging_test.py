@@ -11,8 +11,9 @@ import pytest
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.evals.bootstrap import mean_interval
-from epa_jax.evals.chat import ChatError
+from epa_jax.evals.chat import ChatError, RequestError
 from epa_jax.evals.judging import (
+    REFUSED,
     TEMPLATE,
     Judge,
     Judgments,
@@ -165,6 +166,27 @@ def test_nothing_more_is_asked_after_a_failure(tmp_path):
     assert len(asked) < len(REQUESTS)
 
 
+def test_a_refusal_is_kept_until_there_is_an_answer(tmp_path):
+    path = tmp_path / 'x.jsonl'
+
+    def refuse(request):
+        if request['number']:
+            raise RequestError('too long')
+        return '[[A]]'
+
+    judgments = Judgments(path)
+    assert list(ask(REQUESTS[:3], refuse, judgments, 1)) == [1, 2, 3]
+    assert Judgments(path).errors == {key_of(r): 'too long' for r in REQUESTS[1:3]}
+    # what was answered before counts, also where all that is asked now is refused
+    list(ask(REQUESTS[:3], refuse, judgments, 1))
+    with pytest.raises(RequestError):
+        list(ask(REQUESTS[1:3], refuse, judgments, 1))
+    list(ask(REQUESTS[:3], lambda request: '[[B]]', judgments, 1))
+    again = Judgments(path)
+    assert again.errors == {}
+    assert list(again.answers.values()) == ['[[A]]', '[[B]]', '[[B]]']
+
+
 def test_half_a_last_line_is_taken_off(tmp_path, caplog):
     path = tmp_path / 'x.jsonl'
     judgments = Judgments(path)
@@ -191,7 +213,7 @@ def test_another_file_is_refused_and_left_alone(tmp_path, text):
 
 def test_win_rate_of_verdicts_by_hand():
     pairs = [pair(group, 'x' * 10, 'y' * 4) for group in (0, 0, 1, 2, 3)]
-    pairs.append(pair(4, 'x' * 1000))
+    pairs += [pair(4, 'x' * 1000)] * 2
     found = win_rate(
         pairs,
         [
@@ -201,9 +223,11 @@ def test_win_rate_of_verdicts_by_hand():
             ('tie', 'B'),  # 3/4
             ('tie', 'tie'),  # 1/2
             (None, 'A'),  # does not count
+            (REFUSED, None),  # nor does this
         ],
     )
-    assert (found.prompts, found.pairs, found.counted, found.unparsable) == (4, 6, 5, 1)
+    assert (found.prompts, found.pairs, found.counted) == (4, 7, 5)
+    assert (found.unparsable, found.refused) == (2, 1)
     assert (found.wins, found.losses, found.ties) == (4, 3, 3)
     scores = np.array([0.75, 0.0, 0.75, 0.5])
     assert found.rate == mean_interval(scores)

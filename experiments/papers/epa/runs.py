@@ -1,6 +1,7 @@
 """Training of small LLaMAs in topical worlds, all seeds at once."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -120,14 +121,37 @@ def run(
     """
     plan = dataclasses.replace(plan, n_strong=method.n_strong, n_weak=method.n_weak)
     beta = setting.beta if beta is None else beta
-    loss = make_loss(method.loss, {'beta': beta, **method.values})
-
-    @jax.jit
-    @jax.vmap
-    def all_seeds(world: World, data: Data, start: Params, key: jax.Array) -> Any:
-        return train(setting.tree, world, data, loss, plan, start, key)
-
     worlds = setting.worlds.replace(beta=jnp.full(setting.seeds, beta))
     keys = jax.random.split(jax.random.key(0), setting.seeds)
-    history, logps = all_seeds(worlds, setting.data, setting.starts, keys)
+    history, logps = _all_seeds(
+        worlds,
+        setting.data,
+        setting.starts,
+        keys,
+        tree=setting.tree,
+        loss=method.loss,
+        values=tuple(sorted({'beta': beta, **method.values}.items())),
+        plan=plan,
+    )
     return jax.tree.map(np.asarray, history), np.asarray(logps)
+
+
+@functools.partial(jax.jit, static_argnames=('tree', 'loss', 'values', 'plan'))
+def _all_seeds(
+    worlds: World,
+    data: Data,
+    starts: Params,
+    keys: jax.Array,
+    *,
+    tree: Tree,
+    loss: str,
+    values: tuple[tuple[str, Any], ...],
+    plan: Plan,
+) -> tuple[Metrics, jax.Array]:
+    """Compiled once for each loss with its values and plan."""
+    made = make_loss(loss, dict(values))
+
+    def one(world: World, data: Data, start: Params, key: jax.Array) -> Any:
+        return train(tree, world, data, made, plan, start, key)
+
+    return jax.vmap(one)(worlds, data, starts, keys)

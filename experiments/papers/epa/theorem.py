@@ -65,7 +65,7 @@ def llama(worlds: int, starts: int, steps: int = 3000, beta: float = 0.5) -> lis
         for start in range(starts):
             params = neural.random_params(spec, 1000 + start, scale=2.0)
             fit = descend(population_loss, params, world, data, steps=steps, lr=3e-3)
-            logps = np.asarray(jax.jit(tree.logps)(fit.params), np.float64)
+            logps = np.asarray(neural.logps(tree, fit.params), np.float64)
             rows.append(_row('llama', seed, start, world, logps, fit))
     return rows
 

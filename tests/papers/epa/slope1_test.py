@@ -13,7 +13,10 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 @pytest.fixture(scope='module')
 def rows():
-    return slope1.measure(0, 1e-3) + slope1.measure(0, 0.3)
+    looked_at = {name: slope1.METHODS[name] for name in ('DPO', 'EPA 1:1:2')}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slope1, 'METHODS', looked_at)
+        return slope1.measure(0, 1e-3) + slope1.measure(0, 0.3)
 
 
 def column(rows, method, name):
