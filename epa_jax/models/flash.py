@@ -21,7 +21,7 @@ from epa_jax.models.block_map import Steps
 from epa_jax.models.flash_tiles import Ref
 from epa_jax.models.mask import Tokens
 
-LARGEST_BLOCK = 512  # tokens; larger ones outgrow the memory beside the matrix unit
+LARGEST_BLOCK = 512  # tokens; smaller ones skip more, larger ones take fewer steps
 LANES = 128  # a block is a multiple of a TPU's lanes
 SAVED = 'attention'  # name of the output and its softmax for rematerialisation policies
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from epa_jax import sharding
-from epa_jax.models import attention, flash, mask, transformer
+from epa_jax.models import attention, block_map, flash, mask, transformer
 from epa_jax.models.transformer import Compute
 from epa_jax.schema import MeshConfig
 from tests import tiny
@@ -93,7 +93,7 @@ def test_kernels_on_eight_devices_equal_one(monkeypatch):
     tokens = jax.tree.map(
         lambda *rows: jnp.concatenate(rows), *(packed(seed, 48)[1] for seed in (0, 1))
     )
-    counts = np.sum(flash.block_map.visits(tokens, 5, 16), axis=(1, 2))
+    counts = np.sum(block_map.visits(tokens, 5, 16), axis=(1, 2))
     assert len(set(counts.tolist())) > 1
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, dout = (
