@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this code, with '+changes' where files differ; 'unknown' without git."""
+    """The commit of this code, '+changes' where files differ; 'unknown' without git."""
     try:
         head = _git('rev-parse', '--short', 'HEAD')
         changed = _git('status', '--porcelain', '--', 'epa_jax', 'benchmarks/*.py')
@@ -94,7 +94,9 @@ def matmul_rate(
 
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
     product = jax.jit(jnp.matmul)
-    return 2.0 * size**3 / median_seconds(lambda: product(a, a).block_until_ready(), seconds)
+    return (
+        2.0 * size**3 / median_seconds(lambda: product(a, a).block_until_ready(), seconds)
+    )
 
 
 def torch_matmul_rate(

@@ -78,9 +78,7 @@ def reference_seconds(job: Job, steps: int) -> float:
         once = [job.programs.table(params, job.frozen, b) for b in batches[:1]]
         jax.block_until_ready(once)  # compiles the first time
         start = time.perf_counter()
-        jax.block_until_ready(
-            [job.programs.table(params, job.frozen, b) for b in batches]
-        )
+        jax.block_until_ready([job.programs.table(params, job.frozen, b) for b in batches])
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 

@@ -4,6 +4,7 @@ Standard library only: contestants import it in environments of their own.
 """
 
 import csv
+import dataclasses
 import json
 import resource
 import statistics
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 KIB = 1024
 
@@ -20,7 +21,8 @@ class RecordsError(ValueError):
     """A file of lines that cannot be used; the message says why."""
 
 
-class Spread(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Spread:
     """A median with the smallest and the largest value, and how many there were."""
 
     median: float
@@ -51,7 +53,7 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def step(self, *, compiled: bool, **values: Any) -> None:
-        """Writes a step that ends now, seconds since the one before, and starts the next."""
+        """Writes a step that ends now: seconds since the one before."""
         now = time.perf_counter()
         self._step += 1
         self.write(
@@ -117,6 +119,28 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
         writer.writeheader()
         writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+
+
+def merged(
+    path: Path, rows: Sequence[Mapping[str, Any]], setting: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """Rows of the file, those of the settings measured anew replaced, if there is a file.
+
+    Args:
+      path: a file of `write_csv`, or nothing.
+      rows: what was measured now.
+      setting: the columns that tell what a row was measured with.
+    """
+    if not path.is_file():
+        return list(rows)
+
+    def key(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[name]) for name in setting)
+
+    with path.open(encoding='utf-8', newline='') as file:
+        before = list(csv.DictReader(file))
+    new = {key(row) for row in rows}
+    return [*[row for row in before if key(row) not in new], *rows]
 
 
 def _cell(value: Any) -> Any:

@@ -58,7 +58,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def command(contestant: str, args: argparse.Namespace, steps: Path) -> list[str]:
     """The process of a contestant, without its --out."""
     common = ['--model', args.model, '--steps', str(args.steps), '--dtype', args.dtype]
-    limits = ['--max-prompt', str(args.max_prompt), '--max-response', str(args.max_response)]
+    limits = [
+        '--max-prompt',
+        str(args.max_prompt),
+        '--max-response',
+        str(args.max_response),
+    ]
     kind = contestant.partition('+')[0]
     if kind == 'ours':
         data = ['--data', args.data, '--ratio', args.ratio, '--prompts', str(args.prompts)]
@@ -72,7 +77,13 @@ def command(contestant: str, args: argparse.Namespace, steps: Path) -> list[str]
 
 def stem(args: argparse.Namespace) -> str:
     """How the files of a setting begin."""
-    parts = [args.name, args.data, args.ratio.replace(':', ''), str(args.prompts), args.dtype]
+    parts = [
+        args.name,
+        args.data,
+        args.ratio.replace(':', ''),
+        str(args.prompts),
+        args.dtype,
+    ]
     return '-'.join(Path(part).stem for part in parts)
 
 
@@ -105,7 +116,7 @@ def _one(
     raw = steps.with_name('lines.jsonl')
     print(f'{path.name} ...', flush=True)
     subprocess.run(
-        [*command(contestant, args, steps), "--out", str(raw)],
+        [*command(contestant, args, steps), '--out', str(raw)],
         check=True,
         cwd=machine.REPO,
         env=os.environ | {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'},

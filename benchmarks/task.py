@@ -16,6 +16,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         'vocab_size': 64, 'd_model': 16, 'd_ff': 32, 'n_layers': 2, 'n_heads': 4,
         'n_kv_heads': 2, 'tie_embeddings': True, 'max_positions': 2048,
     },
+    'small': {
+        'vocab_size': 8192, 'd_model': 128, 'd_ff': 384, 'n_layers': 4, 'n_heads': 4,
+        'n_kv_heads': 2, 'tie_embeddings': True, 'max_positions': 8192,
+    },
     '135M': {  # SmolLM2-135M
         'vocab_size': 49152, 'd_model': 576, 'd_ff': 1536, 'n_layers': 30, 'n_heads': 9,
         'n_kv_heads': 3, 'tie_embeddings': True, 'max_positions': 8192,
@@ -89,7 +93,9 @@ def read_steps(path: Path) -> list[list[Group]]:
         )
     lines = path.read_text('utf-8').splitlines()
     if not lines:
-        raise TaskError(f'{path}: no steps; make it anew with python -m benchmarks.workload')
+        raise TaskError(
+            f'{path}: no steps; make it anew with python -m benchmarks.workload'
+        )
     return [[Group(**group) for group in json.loads(line)] for line in lines]
 
 

@@ -9,7 +9,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, task
@@ -25,7 +24,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     task.add_contestant_arguments(parser)
     add = parser.add_argument
     add('--precompute', action='store_true', help='reference log-probs before training')
-    add('--checkpointing', action='store_true', help="gradient checkpointing, TRL's default")
+    add(
+        '--checkpointing', action='store_true', help="gradient checkpointing, TRL's default"
+    )
     add('--attention', default='sdpa', help="transformers' attn_implementation")
     add('--padding-free', action='store_true', help="TRL's; needs flash attention")
     add('--device', choices=('cpu', 'cuda'), default='cpu')

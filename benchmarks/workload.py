@@ -9,17 +9,18 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import task
 from epa_jax import sharding
 from epa_jax.batches import make_batches
 from epa_jax.config import changed, defaults, resolve
 from epa_jax.data.load import load_datasets
 from epa_jax.data.pipeline import Pipeline
 from epa_jax.formats.tokenizer import load_tokenizer
+from epa_jax.models import transformer
 from epa_jax.prepare import Job, loss_of, prepare
 from epa_jax.schema import RunConfig
+from epa_jax.train_step import Objective
 from epa_jax.types import TokenGroup
-
-from benchmarks import task
 
 SHARED = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data'
 DATA = {
@@ -102,7 +103,6 @@ def run_config(setting: Setting, folder: Path, **values: object) -> RunConfig:
         'optim.lr': 1e-6,
         'optim.schedule': 'constant',
         'optim.warmup_ratio': 0.0,
-        'mesh.fsdp': 1,
         'reference.cache_dir': str(folder / 'reference'),
     }
     given = {name.replace('__', '.'): value for name, value in values.items()}
@@ -123,6 +123,19 @@ def pipeline(run: RunConfig) -> Pipeline:
     datasets = load_datasets(run.data, tokenizer, min_strong=strong)
     mesh = sharding.make_mesh(run.mesh)
     return make_batches(run, datasets, (), mesh, run.steps).train.preference
+
+
+def objective(job: Job) -> Objective:
+    """The job's objective anew: model and loss, computed as the run computes."""
+    model = job.run.model
+    compute = transformer.Compute(
+        dtype=model.compute_dtype,
+        remat=model.remat,
+        attention=model.attention,
+        logprob_chunk=model.logprob_chunk,
+        constrain=sharding.constrainer(job.mesh),
+    )
+    return Objective(job.spec, compute, job.loss)
 
 
 def groups_of_steps(data: Pipeline, steps: int) -> list[list[TokenGroup]]:
