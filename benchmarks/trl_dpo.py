@@ -30,6 +30,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--attention', default='sdpa', help="transformers' attn_implementation")
     add('--padding-free', action='store_true', help="TRL's; needs flash attention")
     add('--device', choices=('cpu', 'cuda'), default='cpu')
+    add('--param-dtype', choices=task.DTYPES, default='float32', help='of the weights')
     args = parser.parse_args(argv)
     if (args.model is None) == (args.shape is None):
         parser.error('give either --model or --shape')
@@ -178,8 +179,7 @@ def run(args: argparse.Namespace) -> None:
         machine=machine.machine(),
         matmul_flops=torch_rate(args),
     )
-    random_bf16 = args.shape and args.dtype == 'bfloat16'
-    model, reference = _models(args, torch.bfloat16 if random_bf16 else torch.float32)
+    model, reference = _models(args, getattr(torch, args.param_dtype))
     trainer_class, callback = _trainer_class(recorder, spent)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_class(
@@ -209,6 +209,7 @@ def variant(args: argparse.Namespace) -> str:
     """What is not the first choice, in words."""
     words = ['precompute'] * args.precompute + ['checkpointing'] * args.checkpointing
     words += ['padding-free'] * args.padding_free
+    words += ['bfloat16 weights'] * (args.param_dtype == 'bfloat16')
     words += [args.attention] if args.attention != 'sdpa' else []
     return '+'.join(words) or 'plain'
 
