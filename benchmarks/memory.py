@@ -62,16 +62,22 @@ def logprob_rows(
     ]
 
 
-def remat_rows(shape: str, ratio: task.Ratio, prompts: int, rounds: int) -> list[dict]:
+def remat_rows(
+    shape: str,
+    ratio: task.Ratio,
+    prompts: int,
+    rounds: int,
+    policies: Sequence[str] = POLICIES,
+) -> list[dict[str, Any]]:
     """A line for each policy; seconds where `rounds` is not 0."""
     spec = synthetic.spec_of(shape)
     lengths = synthetic.real_lengths(ratio, prompts)
     step = synthetic.groups(lengths, spec.vocab_size)
     batches = synthetic.pack(step)
-    computes = {policy: transformer.Compute(remat=policy) for policy in POLICIES}
+    computes = {policy: transformer.Compute(remat=policy) for policy in policies}
     goals = {p: synthetic.objective(spec, ratio, c) for p, c in computes.items()}
     abstract = transformer.abstract_params(spec, jnp.float32)
-    taken: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    taken: dict[str, list[float]] = {policy: [] for policy in policies}
     if rounds:
         params = transformer.init_params(spec, jax.random.key(0))
         made = {p: synthetic.gradient(g, params, batches).run for p, g in goals.items()}

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,13 +39,20 @@ class Recorder:
 
     def __init__(self, path: Path | None = None):
         """Lines go to `path`, or to standard output without one."""
-        self._file = sys.stdout if path is None else path.open('w', encoding='utf-8')
+        self._path = path
+        if path is not None:
+            path.write_text('', 'utf-8')
         self._mark = time.perf_counter()
         self._step = 0
 
     def write(self, kind: str, **values: Any) -> None:
         """Writes one line."""
-        print(json.dumps({'kind': kind, **values}), file=self._file, flush=True)
+        line = json.dumps({'kind': kind, **values})
+        if self._path is None:
+            print(line, flush=True)
+            return
+        with self._path.open('a', encoding='utf-8') as file:
+            file.write(f'{line}\n')
 
     def start(self) -> None:
         """Starts the clock of the next step."""

@@ -1,15 +1,11 @@
 """Random tokens of given lengths, and the gradient on them."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import growth, records, synthetic, task
-from epa_jax.frozen import NOTHING
-from epa_jax.models.transformer import Compute, num_params
+from benchmarks import flops, growth, records, synthetic, task
+from epa_jax.models.transformer import num_params
 from epa_jax.types import Role
-from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -38,18 +34,6 @@ def test_groups_hold_tokens_of_the_vocabulary_in_their_roles():
     assert tokens.max() < 11
 
 
-def test_the_timed_gradient_is_the_objective_s():
-    ratio = task.Ratio(1, 0)
-    step = synthetic.groups([synthetic.Lengths(4, (3, 2))] * 3, tiny.SPEC.vocab_size)
-    goal = synthetic.objective(tiny.SPEC, ratio, Compute(logprob_chunk=8))
-    found = synthetic.gradient(goal, tiny.params(), synthetic.pack(step))
-    found.run()
-    assert found.temp_bytes > 0
-    (batch,) = (jax.tree.map(jnp.asarray, b) for b in synthetic.pack(step))
-    prompts = goal.gradients(tiny.params(), batch, NOTHING).prompts
-    assert float(prompts) == 3
-
-
 def test_rounds_are_interleaved():
     calls = []
     runs = {'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}
@@ -58,9 +42,12 @@ def test_rounds_are_interleaved():
     assert {name: len(seconds) for name, seconds in taken.items()} == {'a': 2, 'b': 2}
 
 
-def test_growth_has_a_row_for_each_value():
+def test_growth_measures_each_value_of_an_axis():
     base = growth.Point(n_weak=0, vocab=32, prompt=4, response=3, batch=2)
-    rows = growth.axis('n_weak', (0, 2), base, 'tiny', rounds=1)
-    assert [row['value'] for row in rows] == [0, 2]
-    assert rows[1]['needed_gflop'] > rows[0]['needed_gflop'] > 0
-    assert all(row['seconds'] > 0 for row in rows)
+    (row,) = growth.axis('n_weak', (2,), base, 'tiny', rounds=1)
+    assert (row['axis'], row['value'], row['rounds']) == ('n_weak', 2, 1)
+    group = task.Group([1] * 4, [[1] * 3] * 4)
+    spec = synthetic.spec_of('tiny', 32)
+    assert row['needed_gflop'] == pytest.approx(flops.of_groups(spec, [group] * 2) / 1e9)
+    assert row['temp_mb'] > 0
+    assert row['seconds'] > 0
