@@ -118,6 +118,31 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 
+def mean_step(runs: Iterable[Iterable[Mapping[str, Any]]]) -> Spread:
+    """Seconds of a mean step, from several processes that ran the same steps.
+
+    Steps differ in size, so their median would be that of one of them: median and range
+    are those of each step over the processes, then averaged over the steps.
+
+    Args:
+      runs: lines of each process; steps that compiled are left out.
+
+    Raises:
+      RecordsError: no step without compilation.
+    """
+    taken: dict[int, list[float]] = {}
+    for line in (line for run in runs for line in run if line['kind'] == 'step'):
+        if not line['compiled']:
+            taken.setdefault(line['step'], []).append(line['seconds'])
+    found = [spread(seconds) for seconds in taken.values()] or [spread([])]
+    return Spread(
+        statistics.fmean(each.median for each in found),
+        statistics.fmean(each.low for each in found),
+        statistics.fmean(each.high for each in found),
+        len(found),
+    )
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows with the keys of the first as columns; floats to 5 significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)

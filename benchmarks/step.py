@@ -130,12 +130,13 @@ def _one(
 
 
 def write_steps(args: argparse.Namespace, path: Path) -> dict[str, float]:
-    """Writes the tokens of the steps; counts what a mean step of them needs."""
+    """Writes the tokens of the steps; counts what a mean step after the first needs."""
     setting = workload.setting_of(args)
     data = workload.pipeline(workload.run_config(setting, path.parent))
     steps = [workload.as_lists(g) for g in workload.groups_of_steps(data, args.steps)]
     task.write_steps(path, steps)
     spec = load_spec(args.model)
+    steps = steps[1:] or steps  # the first compiles and is not timed
     mean = statistics.fmean
     return {
         'shared_tokens': mean(flops.shared(s).tokens for s in steps),
@@ -165,7 +166,7 @@ def table(files: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
 def _row(runs: Sequence[Sequence[Mapping[str, Any]]], rate: float) -> dict[str, Any]:
     head, end = runs[-1][0], runs[-1][-1]
     lines = [line for run in runs for line in run]
-    seconds = records.spread(records.steps(lines, compiled=False))
+    seconds = records.mean_step(runs)
     reference = statistics.median(run[-1]['reference_seconds'] for run in runs)
     epoch = seconds.median + reference
     return {

@@ -42,9 +42,9 @@ def header(contestant, **values):
 
 def process(contestant, seconds, reference, in_step, **values):
     lines = [header(contestant, **values)]
-    for number, taken in enumerate(seconds):
-        compiled = number == 0
-        lines.append({'kind': 'step', 'seconds': taken, 'compiled': compiled})
+    for number, taken in enumerate(seconds, start=1):
+        step = {'kind': 'step', 'step': number, 'seconds': taken}
+        lines.append(step | {'compiled': number == 1})
     end = {
         'kind': 'end', 'reference_seconds': reference, 'reference_in_step': in_step,
         'peak_bytes': 2e9, 'computed_tokens': 900,
@@ -62,8 +62,9 @@ def test_the_table_compares_with_trl_s_dpo_reference_included():
     ]
     rows = {(r['contestant'], r['ratio'], r['dtype']): r for r in step.table(files)}
     trl, dpo = rows['trl', '1:1', 'float32'], rows['ours', '1:1', 'float32']
-    assert (trl['seconds'], trl['rounds'], trl['steps']) == (20.0, 2, 4)
-    assert (trl['seconds_low'], trl['seconds_high']) == (18.0, 22.0)
+    assert (trl['seconds'], trl['rounds'], trl['steps']) == (20.0, 2, 2)
+    # each step over the rounds: (18, 19, 20) and (20, 21, 22)
+    assert (trl['seconds_low'], trl['seconds_high']) == (19.0, 21.0)
     assert trl['compile_seconds'] == 30.5
     assert dpo['examples_per_second'] == pytest.approx(4 / 5)
     assert dpo['examples_per_second_cached'] == pytest.approx(1.0)
