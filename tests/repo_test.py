@@ -147,7 +147,7 @@ def test_experiments_write_to_different_folders() -> None:
 
 
 def python_files() -> list[Path]:
-    roots = ('epa_jax', 'experiments', 'tests')
+    roots = ('epa_jax', 'benchmarks', 'experiments', 'tests')
     return [path for root in roots for path in sorted((REPO / root).rglob('*.py'))]
 
 

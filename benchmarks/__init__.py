@@ -1,0 +1,1 @@
+"""What a step costs here and elsewhere; every module is one command."""
