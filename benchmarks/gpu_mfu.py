@@ -112,7 +112,7 @@ def build(args: argparse.Namespace, spec: ModelSpec, steps: list[list[Any]]) -> 
         remat=args.remat,
         attention=args.attention,
         logprob_chunk=args.chunk,
-        constrain=sharding.constrainer(mesh),
+        mesh=mesh,
     )
     goal = synthetic.objective(spec, task.ratio(args.ratio), compute)
     optimizer, _ = make_optimizer(OptimConfig(name=args.optimizer), len(steps))

@@ -16,22 +16,23 @@ import jax.numpy as jnp
 
 from benchmarks import machine, records, synthetic, task
 from epa_jax.frozen import NOTHING
-from epa_jax.logprobs import token_logps
 from epa_jax.models import transformer
+from epa_jax.vocabulary import Blocks, token_logps
 
 RESULTS = machine.REPO / 'benchmarks' / 'results'
 VOCABULARIES = (8192, 32768, 131072)
 ROWS = (1, 4, 16)
-LENGTH, WIDTH, CHUNK = 1024, 576, transformer.Compute().logprob_chunk
+LENGTH, WIDTH = 1024, 576
+BLOCKS = Blocks(transformer.Compute().logprob_chunk, transformer.Compute().vocab_block)
 POLICIES = ('none', 'dots', 'full')
 
 
-def logprob_temp(vocab: int, rows: int, length: int, width: int, chunk: int) -> int:
+def logprob_temp(vocab: int, rows: int, length: int, width: int, blocks: Blocks) -> int:
     """Temporary bytes of log-probs and their gradient; the gradients themselves apart."""
 
     def total(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
         count = jnp.int32(targets.shape[1])
-        return jnp.sum(token_logps(hidden, head, targets, count, chunk))
+        return jnp.sum(token_logps(hidden, head, targets, count, blocks))
 
     def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype)
@@ -43,7 +44,11 @@ def logprob_temp(vocab: int, rows: int, length: int, width: int, chunk: int) -> 
 
 
 def logprob_rows(
-    vocabularies: Sequence[int], rows: Sequence[int], length: int, width: int, chunk: int
+    vocabularies: Sequence[int],
+    rows: Sequence[int],
+    length: int,
+    width: int,
+    blocks: Blocks,
 ) -> list[dict[str, Any]]:
     """A line for each vocabulary and number of rows."""
     return [
@@ -52,8 +57,9 @@ def logprob_rows(
             'rows': count,
             'row_length': length,
             'd_model': width,
-            'chunk': chunk,
-            'temp_mb': logprob_temp(vocab, count, length, width, chunk) / 1e6,
+            'chunk': blocks.chunk,
+            'block': blocks.block,
+            'temp_mb': logprob_temp(vocab, count, length, width, blocks) / 1e6,
             'logits_mb': 4 * vocab * count * length / 1e6,
             'commit': machine.commit(),
         }
@@ -117,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     print(machine.machine())
     if 'logprobs' in args.what:
-        rows = logprob_rows(VOCABULARIES, ROWS, LENGTH, WIDTH, CHUNK)
+        rows = logprob_rows(VOCABULARIES, ROWS, LENGTH, WIDTH, BLOCKS)
         print(records.show(rows))
         records.write_csv(args.results / 'memory_logprobs.csv', rows)
     if 'remat' in args.what:

@@ -133,7 +133,8 @@ def objective(job: Job) -> Objective:
         remat=model.remat,
         attention=model.attention,
         logprob_chunk=model.logprob_chunk,
-        constrain=sharding.constrainer(job.mesh),
+        vocab_block=model.vocab_block,
+        mesh=job.mesh,
     )
     return Objective(job.spec, compute, job.loss)
 

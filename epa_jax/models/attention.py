@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from epa_jax import sharding
 from epa_jax.models import flash, splash
-from epa_jax.models.contract import contract
+from epa_jax.models.contract import product
 from epa_jax.models.mask import Tokens, visible
 
 log = logging.getLogger(__name__)
@@ -206,8 +206,42 @@ def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> j
     return joined.reshape(batch, length, heads, width)
 
 
+@jax.custom_vjp
 def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    scores = contract('bmgqh,bmkh->bmgqk', q, k, jnp.float32)
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return contract('bmgqk,bmkh->bmgqh', probs, v)
+    """Queries [B, M, G, Q, H] over keys [B, M, K, H]; nothing of [Q, K] is kept."""
+    return _block_forward(q, k, v, mask)[0]
+
+
+def _scores(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum('bmgqh,bmkh->bmgqk', x, y, preferred_element_type=jnp.float32)
+
+
+def _block_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, tuple]:
+    scores = jnp.where(mask, _scores(q, k), jnp.finfo(jnp.float32).min)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    summed = jnp.einsum(
+        'bmgqk,bmkh->bmgqh', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    out = (summed / total).astype(v.dtype)
+    return out, (q, k, v, mask, out, highest + jnp.log(total))
+
+
+def _block_backward(kept: tuple, dout: jax.Array) -> tuple:
+    """Computes the weights anew, which is cheaper than to keep and read them."""
+    q, k, v, mask, out, log_sum = kept
+    probs = jnp.where(mask, jnp.exp(_scores(q, k) - log_sum), 0.0)
+    mean = jnp.sum(
+        dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True
+    )
+    dscores = (probs * (_scores(dout, v) - mean)).astype(q.dtype)
+    dq = product(dscores, 'bmgqk', k, 'bmkh', 'bmgqh')
+    dk = product(dscores, 'bmgqk', q, 'bmgqh', 'bmkh')
+    dv = product(probs.astype(v.dtype), 'bmgqk', dout, 'bmgqh', 'bmkh')
+    return dq, dk, dv, None
+
+
+_attend_block.defvjp(_block_forward, _block_backward)

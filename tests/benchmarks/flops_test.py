@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import flops, task
-from epa_jax.models import attention, transformer
+from epa_jax.models import transformer
+from epa_jax.models.mask import Tokens, visible
 from tests import tiny
 
 GROUPS = [task.Group(p, r) for p, r in tiny.random_groups(1, 5)]
@@ -53,7 +54,7 @@ def test_shared_prompts_see_what_the_mask_says():
         groups_per_row=5,
         responses=3,
     )
-    mask = attention.visible(batch.positions, batch.segments, batch.branches, None)
+    mask = visible(Tokens(batch.positions, batch.segments, batch.branches), None)
     real = batch.segments > 0
     work = flops.shared(GROUPS)
     assert work.seen == int(np.sum(np.asarray(mask) & real[:, :, None]))

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from benchmarks import gpu_mfu, memory, task
+from epa_jax.vocabulary import Blocks
 
 
 def test_a_tiny_step_is_measured(tmp_path):
@@ -48,7 +49,7 @@ def test_a_device_needs_a_peak():
 
 
 def test_log_probs_take_less_memory_than_logits():
-    (row,) = memory.logprob_rows((4096,), (2,), length=256, width=8, chunk=16)
+    (row,) = memory.logprob_rows((4096,), (2,), length=256, width=8, blocks=Blocks(16, 512))
     assert 0 < row['temp_mb'] < row['logits_mb']
 
 
