@@ -22,7 +22,8 @@ def make_optimizer(
     Gradients are clipped by their global norm, scaled by the named method, decayed, and
     multiplied by the learning rate: update = -lr * (scaled + weight_decay * param).
 
-    All state and arithmetic is float32 whatever the dtype of the parameters.
+    All state and arithmetic is float32 whatever the dtype of the parameters, but for
+    the first moment, which is kept in `mu_dtype` between updates.
     `optax.apply_updates` then rounds to it, so in bfloat16 an update below 1/256 of its
     parameter is lost.
 
@@ -89,7 +90,8 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
+    dtype = jnp.dtype(cfg.mu_dtype)
+    return optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, mu_dtype=dtype)
 
 
 def _rmsprop(cfg: OptimConfig) -> optax.GradientTransformation:

@@ -203,6 +203,7 @@ class OptimConfig:
       eps: added to the denominator.
       weight_decay: decoupled; matrices only, never norms and biases.
       clip_norm: global gradient norm; 0 does not clip.
+      mu_dtype: dtype in which the first moment is kept (adamw), 'float32' or 'bfloat16'.
     """
 
     name: str = 'adamw'
@@ -215,6 +216,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    mu_dtype: str = 'float32'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +273,26 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """What `epa_jax.plan` assumes where model or data are not at hand; no run reads it.
+
+    Attributes:
+      architecture: a config.json as Hugging Face writes it, used when `model.path` does
+        not exist.
+      examples: training examples.
+      prompt_tokens: of a prompt, mean; 0 reads the data.
+      response_tokens: of a response, mean.
+      sft_tokens: of an SFT example, prompt and response, mean.
+    """
+
+    architecture: str = ''
+    examples: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    sft_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -305,3 +327,4 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    plan: PlanConfig = PlanConfig()
