@@ -7,7 +7,7 @@ the shardings that `prepare` would give them, and the programs are those of
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Call:
     """
 
     name: str
-    function: Callable
+    function: jax.stages.Wrapped
     args: tuple
     times: int
     beside: int
@@ -169,7 +169,7 @@ class _Maker:
         out.append(self._call('update', built.update, update, 1))
         return out
 
-    def _call(self, name: str, function: Callable, args: tuple, times: int) -> Call:
+    def _call(self, name: str, function: Any, args: tuple, times: int) -> Call:
         long_lived = [a for a in args if not isinstance(a, (PackedBatch, Coupled, float))]
         beside = self.resident - device_bytes(long_lived)
         return Call(name, function, args, times, max(beside, 0))

@@ -23,8 +23,8 @@ KINDS = (
     'collective-broadcast',
 )
 _BYTES = {
-    'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
-    'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16,
+    'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4,
+    'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16,
 }  # fmt: skip
 _HEADER = re.compile(r'(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
 _OP = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$')
@@ -163,7 +163,7 @@ def collectives(text: str, dynamic_trips: int = 1, slices: int = 1) -> list[Coll
     devices = re.search(r'num_partitions=(\d+)', text)
     size = int(devices[1]) if devices else 1
     seen: dict[tuple, int] = {}
-    out = []
+    out: list[Collective] = []
     for op, times, loops, fused in _walk(found, entry, 1, 0, dynamic_trips, False):
         kind = op.opcode.removesuffix('-start')
         if kind not in KINDS:
@@ -258,7 +258,7 @@ def first_group(attributes: str, size: int) -> list[int]:
     pairs = re.search(r'source_target_pairs=\{(.*?)\}\}', attributes)
     if pairs:
         return _ring(pairs[1] + '}')
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    mesh = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', attributes)
     if mesh:
         axes = dict(re.findall(r"'?([\w.\-]+)'?=(\d+)", mesh[1]))
         names = [name.strip(" '") for name in mesh[2].split(',')]

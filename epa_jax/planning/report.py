@@ -12,8 +12,6 @@ from epa_jax.planning.hlo import Collective
 from epa_jax.planning.roofline import Cost, Roofline
 from epa_jax.planning.topology import Topology
 
-GB = 1e9
-
 
 def as_data(
     planned: AbstractRun,
@@ -107,7 +105,8 @@ def _head(plan: Mapping[str, Any]) -> list[str]:
     axes = ', '.join(f'{name} {size}' for name, size in mesh.items())
     text = work['text_micro_batches']
     return [
-        f'Plan: {settings["loss"]} on {plan["topology"]} ({plan["devices"]} devices: {axes})',
+        f'Plan: {settings["loss"]} on {plan["topology"]} '
+        f'({plan["devices"]} devices: {axes})',
         f'  step       {settings["prompts"]} prompts, {work["tokens"]:,.0f} tokens in '
         f'{work["micro_batches"]} micro-batches of {settings["rows"]} rows of '
         f'{settings["row_length"]}' + (f' and {text} of text' if text else ''),
@@ -119,37 +118,52 @@ def _head(plan: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def size(count: float) -> str:
+    """Bytes in words, in powers of 1000."""
+    for unit in ('B', 'kB', 'MB'):
+        if count < 999.5:
+            return f'{count:.3g} {unit}'
+        count /= 1000
+    return f'{count:.2f} GB'
+
+
 def _memory(plan: Mapping[str, Any]) -> list[str]:
     memory = plan['memory']
-    lines = ['Memory of each device, GB']
+    lines = ['Memory of each device while a program runs']
     for name, m in memory['programs'].items():
         if m is None:
             lines.append(f'  {name:10} does not fit: the compiler refuses it')
             continue
+        parts = {
+            'arguments': m['arguments'],
+            'new outputs': m['outputs'],
+            'temporaries': m['temporaries'],
+            'code': m['code'],
+            'the rest of the run': m['beside'],
+        }
+        summed = ' + '.join(f'{what} {size(count)}' for what, count in parts.items())
         lines.append(
-            f'  {name:10} peak {m["peak"] / GB:.2f} = arguments {m["arguments"] / GB:.2f} '
-            f'+ new outputs {m["outputs"] / GB:.2f} + temporaries '
-            f'{m["temporaries"] / GB:.2f} + code {m["code"] / GB:.2f} + the rest of the '
-            f'run {m["beside"] / GB:.2f} ({m["donated"] / GB:.2f} donated)'
+            f'  {name:10} {size(m["peak"])} = {summed}; {size(m["donated"])} of outputs '
+            'are written over arguments'
         )
     word = {True: 'fits', False: 'DOES NOT FIT', None: 'capacity unknown'}[memory['fits']]
-    share = f' of {memory["capacity"] / GB:.2f}' if memory['capacity'] else ''
+    share = f' of {size(memory["capacity"])}' if memory['capacity'] else ''
     lines.append(
-        f'  {word}: {memory["needed"] / GB:.2f}{share}; of it parameters '
-        f'{memory["parameters"] / GB:.2f}, optimiser {memory["optimizer"] / GB:.2f}, frozen '
-        f'{memory["frozen"] / GB:.2f}'
+        f'  {word}: {size(memory["needed"])}{share}; of it parameters '
+        f'{size(memory["parameters"])}, optimiser {size(memory["optimizer"])}, frozen '
+        f'{size(memory["frozen"])}'
     )
     return lines
 
 
 def _collectives(plan: Mapping[str, Any]) -> list[str]:
-    lines = ['Sent between devices in a step, GB from each device']
+    lines = ['Sent between devices in a step, from each device']
     for row in plan['collectives']:
         where = 'in a loop' if row['in_loop'] else 'once'
-        how = 'overlapped' if row['overlapped'] else 'waited for'
+        how = 'beside computation' if row['overlapped'] else 'waited for'
         lines.append(
-            f'  {row["program"]:10} {row["kind"]:18} {row["runs"] * row["count"]:6} x, '
-            f'{row["runs"] * row["sent"] / GB:8.2f}  {where}, {how}'
+            f'  {row["program"]:10} {row["kind"]:18} {row["runs"] * row["count"]:7,} x '
+            f'{size(row["runs"] * row["sent"]):>9}  {where}, {how}'
             + (', between slices' if row['between_slices'] else '')
         )
     return lines if len(lines) > 1 else [*lines, '  nothing']
@@ -159,13 +173,13 @@ def _time(plan: Mapping[str, Any], efficiency: float) -> list[str]:
     roof, cost = plan['roofline'], plan['cost']
     return [
         'Time of a step, seconds at the peak of each resource',
-        f'  compute {roof["compute"]:.3f}, memory {roof["hbm"]:.3f}, links '
-        f'{roof["ici"]:.3f} beside computation and {roof["exposed"]:.3f} waited for, '
-        f'between slices {roof["dcn"]:.3f}',
-        f'  {roof["binds"]} binds: at least {roof["least"]:.3f} s; '
-        f'{roof["model_flops"] / 1e12:,.1f} TFLOP by the model, '
-        f'{roof["executed_flops"] / 1e12:,.1f} with padding and recomputation',
-        f'  at {efficiency:.0%} of every peak (assumed): {cost["step_seconds"]:.2f} s, '
+        f'  compute {roof["compute"]:.3g}, memory {roof["hbm"]:.3g}, links '
+        f'{roof["ici"]:.3g} beside computation and {roof["exposed"]:.3g} waited for, '
+        f'between slices {roof["dcn"]:.3g}',
+        f'  {roof["binds"]} binds: at least {roof["least"]:.3g} s; '
+        f'{roof["model_flops"] / 1e12:,.3g} TFLOP by the model, '
+        f'{roof["executed_flops"] / 1e12:,.3g} with padding and recomputation',
+        f'  at {efficiency:.0%} of every peak (assumed): {cost["step_seconds"]:.3g} s, '
         f'{cost["tokens_per_second"]:,.0f} tokens/s, MFU {cost["mfu"]:.1%}',
     ]
 
@@ -175,16 +189,16 @@ def _cost(plan: Mapping[str, Any], price: float) -> list[str]:
     hours = cost['hours'] + cost['reference_hours']
     lines = [
         'Whole run',
-        f'  {work["steps"]:,} steps: {cost["hours"]:.2f} hours'
+        f'  {work["steps"]:,} steps: {cost["hours"]:.3g} hours'
         + (
-            f', and {cost["reference_hours"]:.2f} for the reference before them'
+            f', and {cost["reference_hours"]:.3g} for the reference before them'
             if cost['reference_hours']
             else ''
         ),
     ]
     if price:
         lines.append(
-            f'  {cost["dollars"]:,.0f} US dollars: {hours:.2f} hours x {plan["devices"]} '
+            f'  {cost["dollars"]:,.0f} US dollars: {hours:.3g} hours x {plan["devices"]} '
             f'chips x {price:.2f} ({PRICES_OF}; --price sets yours)'
         )
     return lines
