@@ -1,11 +1,9 @@
 """Plans for 8 fake devices: sizes against sums of bytes, and what the text says."""
 
 import json
-import math
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from epa_jax import plan as plan_lib
@@ -36,7 +34,7 @@ def test_memory_is_the_sum_of_bytes(plan):
     assert memory['optimizer'] == pytest.approx(2 * own, abs=16)  # and counters
     update = memory['programs']['update']
     assert update['arguments'] == pytest.approx(4 * own, rel=0.02)
-    assert update['outputs'] < 0.01 * update['arguments']  # the state is written over
+    assert update['outputs'] < 0.1 * update['arguments']  # the state is written over
     assert update['beside'] == 0
     accumulate = memory['programs']['accumulate']
     assert accumulate['beside'] == pytest.approx(2 * own, abs=32)
@@ -54,7 +52,7 @@ def test_the_step_gathers_its_weights_in_the_loop_over_layers(plan):
 
 def test_a_step_and_a_run_add_up(plan):
     work, cost, roof = plan['work'], plan['cost'], plan['roofline']
-    assert work['micro_batches'] == 4  # 32 prompts of 60 tokens, 1 in a row of 128
+    assert work['micro_batches'] == 2  # 32 prompts of 60 tokens, 2 in each of 8 rows
     assert work['steps'] == 10
     assert cost['step_seconds'] == pytest.approx(roof['least'] / 0.6)
     assert cost['tokens_per_second'] == pytest.approx(32 * 60 / cost['step_seconds'])
@@ -83,7 +81,7 @@ def test_a_plan_has_the_shapes_and_programs_of_training(tmp_path):
     job = prepare.prepare(run, datasets, tokenizer)
     assert from_shapes.state == job.abstract
     assert from_shapes.work.layout == job.batches.train.preference.layout
-    batch = job.programs.place(next(job.batches.train.preference.steps())[0])
+    batch = job.programs.place(next(job.batches.train.steps()).preference[0])
     (call,) = [c for c in from_shapes.calls if c.name == 'accumulate']
     given = (job.programs.zero(), job.abstract.params, job.frozen, batch)
     theirs = job.programs.accumulate.lower(*given).as_text()
@@ -135,7 +133,7 @@ def test_sizes_are_readable(count, text):
     assert report.size(count) == text
 
 
-def test_devices_are_asked_for_before_jax_looks(tmp_path):
+def test_devices_are_asked_for_before_jax_looks():
     """In a process of its own: here JAX has its devices already."""
     code = (
         'import jax; from epa_jax.plan import fake_devices; '
@@ -146,4 +144,3 @@ def test_devices_are_asked_for_before_jax_looks(tmp_path):
         env={'PATH': '', 'XLA_FLAGS': ''},
     )  # fmt: skip
     assert out.stdout.split() == ['3']
-    assert math.prod(plan_lib.parse('cpu-3').chip.flops for _ in jax.devices()[:1]) > 0

@@ -85,7 +85,7 @@ def compile_call(call: Call, dynamic_trips: int, slices: int) -> Compiled:
     seconds = time.perf_counter() - began
     memory = _memory(made.memory_analysis(), call.beside)
     log.info('compiled %s in %.0f s: %.2f GB', call.name, seconds, memory.peak / 1e9)
-    found = hlo.collectives(made.as_text(), dynamic_trips, slices)
+    found = hlo.collectives(made.as_text() or '', dynamic_trips, slices)
     return Compiled(call.name, call.times, memory, memory.peak, found, seconds)
 
 

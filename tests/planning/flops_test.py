@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from epa_jax.losses import make_loss
+from epa_jax.models import lora as lora_lib
 from epa_jax.models.lora import Lora
 from epa_jax.models.transformer import Compute, abstract_params
 from epa_jax.planning import flops
@@ -38,8 +39,6 @@ def test_training_costs_three_passes_and_a_reference_one_more():
 @pytest.mark.parametrize('lora', [None, Lora(2, 4.0)])
 def test_the_data_report_counts_the_same(lora):
     size = flops.sizes(tiny.SPEC, lora)
-    from epa_jax.models import lora as lora_lib
-
     base = abstract_params(tiny.SPEC, jnp.float32)
     adapters = lora and lora_lib.abstract_adapters(tiny.SPEC, lora)
     weights = Weights(tiny.SPEC, base, lora, adapters)
@@ -56,13 +55,13 @@ def test_what_is_executed_is_what_xla_counts(remat):
     groups = tiny.random_groups(0, 4)
     batch = tiny.pack_by_hand([groups[:2], groups[2:]], 64, 2, 3)
     compute = Compute(remat=remat, logprob_chunk=64)
-    objective = Objective(spec, compute, make_loss('dpo', {'reference_free': True}))
+    objective = Objective(spec, compute, make_loss('simpo', {}))
     params = abstract_params(spec, jnp.float32)
     made = jax.jit(objective.gradients).lower(params, batch).compile()
     counted = made.cost_analysis()['flops']
     expected = flops.executed(flops.sizes(spec), 2, 64, 64, remat)
     whole_square = 4 * 128 * 2 * (64 * 64 - 64 * 65 / 2) * (4 if remat == 'full' else 3)
-    assert counted == pytest.approx(expected + whole_square, rel=0.04)
+    assert counted == pytest.approx(expected + whole_square, rel=0.06)
 
 
 def test_memory_traffic_grows_with_what_is_moved():

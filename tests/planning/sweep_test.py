@@ -56,19 +56,18 @@ def test_meshes_use_every_chip_and_keep_slices_apart():
 def test_the_best_that_fits_comes_first(run):
     rows = sweep.settings(run, V5E, Planner(room=19.5))
     assert rows[0]['fits']
-    assert '--config.batch.rows=16 --config.model.remat=none' in rows[0]['flags']
+    assert '--config.batch.rows=64 --config.model.remat=full' in rows[0]['flags']
     fitting = [row['speed'] for row in rows if row['fits']]
     assert fitting == sorted(fitting, reverse=True)
     assert f'best: {rows[0]["flags"]}' in sweep.table(rows)
 
 
 def test_more_than_what_does_not_fit_is_not_compiled(run):
-    planner = Planner(room=12.0)  # fsdp=16: 10, so that only remat=full and one row fit
+    planner = Planner(room=12.0)  # fsdp=16: 10, so that one or two rows fit with remat=full
     sweep.settings(run, V5E, planner)
     first = planner.asked[0][0]
     tried = [(rows, remat) for mesh, rows, remat in planner.asked if mesh == first]
-    assert tried == [(1, 'full'), (1, 'dots'), (2, 'full'), (4, 'full')][: len(tried)]
-    assert (2, 'none') not in tried
+    assert tried == [(1, 'full'), (1, 'dots'), (2, 'full'), (4, 'full')]
 
 
 def test_a_mesh_that_cannot_be_is_told(run):
