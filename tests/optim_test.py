@@ -233,10 +233,10 @@ def test_a_first_moment_in_bfloat16_is_adamw_with_rounded_moments():
             bias = np.sqrt(v / (1 - cfg.b2**t)) + cfg.eps
             expected -= cfg.lr * exact / (1 - cfg.b1**t) / bias
             m = np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float64)
-        np.testing.assert_allclose(leaf[1], expected, rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(leaf[1], expected, rtol=1e-4, atol=1e-5)
     plain, _ = train(CONFIG, grads)
     moved = [
         np.max(np.abs(np.asarray(a) - np.asarray(b)))
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True)
     ]
-    assert 0 < max(moved) < 6 * cfg.lr * 2**-8  # an update moves by lr, rounded to 1 / 256
+    assert 0 < max(moved) < 6 * cfg.lr * 2**-6  # six updates of about lr, rounded

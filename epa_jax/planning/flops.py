@@ -22,12 +22,14 @@ class Sizes:
       head: parameters of the output head.
       width: n_layers * n_heads * head_dim, which attention multiplies for each pair.
       adapters: parameters of adapters; 0 without.
+      last: parameters of the last products of all layers, which no gradient needs anew.
     """
 
     layers: int
     head: int
     width: int
     adapters: int
+    last: int
 
 
 def sizes(spec: ModelSpec, lora: Lora | None = None) -> Sizes:
@@ -43,6 +45,7 @@ def sizes(spec: ModelSpec, lora: Lora | None = None) -> Sizes:
         head=looked_up,
         width=spec.n_layers * spec.n_heads * spec.head_dim,
         adapters=adapters,
+        last=spec.n_layers * spec.d_ff * spec.d_model,
     )
 
 
@@ -107,7 +110,7 @@ def executed(
     total = training(size, cells, rows * scored, pairs, reference)
     total += 2 * size.head * rows * scored
     if remat == 'full':
-        total += forward(size, cells, 0, pairs)
+        total += forward(size, cells, 0, pairs) - 2 * size.last * cells
     elif remat == 'dots':
         total += 4 * size.width * pairs
     return total

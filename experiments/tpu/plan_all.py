@@ -28,7 +28,8 @@ Made by `python -m experiments.tpu.plan_all`, one by
 `python -m epa_jax.plan --config=experiments/RECIPE.py:MACHINE --topology=MACHINE`. Nothing
 here was run on a TPU: memory and collectives are the compiler's, time is the roofline at
 60 % of every peak, dollars are on-demand list prices of 2025 in the cheapest US region.
-HBM is what a chip needs / what it has. Lengths are assumed (see the recipes). The JSON files hold everything.
+HBM is what a chip needs / what it has. Lengths are assumed (see the recipes). The JSON
+files hold everything.
 
 | recipe | machine | HBM, GB | MFU | tokens/s | s/step | hours | US $ | binds | made |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

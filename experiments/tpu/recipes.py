@@ -41,7 +41,7 @@ def epa_on_ultrafeedback(config: ConfigDict, machine: str) -> None:
     config.loss.beta = 0.01
     config.optim.lr = 5e-7
     config.batch.prompts = 128
-    config.batch.row_length = 4096 if machine.startswith('v5p') else 2048
+    config.batch.row_length = 4096 if machine.startswith('v5p') else 3072
     config.plan.examples = 63967
     config.plan.prompt_tokens = 200
     config.plan.response_tokens = 300
