@@ -1,13 +1,10 @@
 """Plans a run: python -m epa_jax.plan --config=experiments/X.py --topology=v5e-16."""
 
 import json
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from epa_jax.config import ConfigError, resolve
@@ -16,7 +13,7 @@ from epa_jax.planning.abstract import abstract_run
 from epa_jax.planning.compiled import compile_call
 from epa_jax.planning.roofline import EFFICIENCY, cost, roofline, scored_places
 from epa_jax.planning.sweep import remedies, settings, table
-from epa_jax.planning.topology import Topology, devices, parse
+from epa_jax.planning.topology import Topology, devices, fake_devices, parse
 from epa_jax.schema import RunConfig
 from epa_jax.train import CONFIG, run_flags
 
@@ -83,18 +80,6 @@ def main(argv: list[str]) -> None:
     if FLAGS.json:
         Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
         Path(FLAGS.json).write_text(json.dumps(found, indent=1) + '\n')
-
-
-def fake_devices(argv: Sequence[str]) -> None:
-    """Asks JAX for as many CPU devices as the topology has, and for nothing else.
-
-    Has to be done before JAX looks for devices, so before flags are read.
-    """
-    jax.config.update('jax_platforms', 'cpu')
-    text = ' '.join(argv).replace('--topology ', '--topology=')
-    found = re.search(r'--topology=cpu-(\d+)', text)
-    if found:
-        jax.config.update('jax_num_cpu_devices', int(found[1]))
 
 
 def run_main() -> None:

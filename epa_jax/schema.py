@@ -224,7 +224,7 @@ class MeshConfig:
     """Devices along each mesh axis; at most one may be -1 (all that remain).
 
     Attributes:
-      data: copies of the model.
+      data: copies of the model; a multiple of the number of TPU slices.
       fsdp: shards of the parameters; batches are split over data and fsdp.
       tensor: shards of heads, MLP and vocabulary.
     """

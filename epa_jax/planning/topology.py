@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -79,6 +80,18 @@ def parse(name: str, slices: int = 0) -> Topology:
         raise ConfigError(f'--topology={name}: no such size of {chip.name}; known: {known}')
     full = f'{count}x{chip.name}-{size}' if count > 1 else f'{chip.name}-{size}'
     return Topology(full, chip, count, size // chip.cores_per_name, sizes[size])
+
+
+def fake_devices(argv: Sequence[str]) -> None:
+    """Asks JAX for as many CPU devices as the topology has, and for nothing else.
+
+    Has to be done before JAX looks for devices, so before flags are read.
+    """
+    jax.config.update('jax_platforms', 'cpu')
+    text = ' '.join(argv).replace('--topology ', '--topology=')
+    found = re.search(r'--topology=cpu-(\d+)', text)
+    if found:
+        jax.config.update('jax_num_cpu_devices', int(found[1]))
 
 
 def devices(topology: Topology) -> list[Any]:

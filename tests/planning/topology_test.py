@@ -1,6 +1,8 @@
 """Names of slices, the table of chips, and what is said where libtpu is missing."""
 
 import math
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -75,3 +77,16 @@ def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'epa_jax\[plan\]'"):
         topology.devices(topology.parse('v5e-16'))
+
+
+def test_devices_are_asked_for_before_jax_looks():
+    """In a process of its own: here JAX has its devices already."""
+    code = (
+        'import jax; from epa_jax.planning.topology import fake_devices; '
+        "fake_devices(['--topology', 'cpu-3']); print(len(jax.devices()))"
+    )
+    out = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True,
+        env={'PATH': '', 'XLA_FLAGS': ''},
+    )  # fmt: skip
+    assert out.stdout.split() == ['3']
