@@ -171,7 +171,7 @@ lock() {
   [ -n "$UV" ] || die 'make lock needs uv'
   "$UV" pip compile -q --universal --upgrade --python-version 3.11 --no-annotate \
     --custom-compile-command 'make lock' --extra test --extra tpu --extra cuda12 \
-    --extra cuda13 --no-emit-package setuptools -o constraints.txt setup.cfg
+    --extra cuda13 --extra plan --no-emit-package setuptools -o constraints.txt setup.cfg
 }
 
 if [ -n "$PYTHON" ]; then
