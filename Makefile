@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help env quickstart notebooks test exhaustive parity alpaca_eval lint format smollm2
-.PHONY: lock clean
+.PHONY: tpu_compile lock clean
 
 help:
 	@echo 'make quickstart  train a small model with DPO and EPA in a world of known rewards'
@@ -20,6 +20,7 @@ help:
 	@echo 'make exhaustive  every loss with every reference, and real processes (minutes)'
 	@echo 'make parity      compare with PyTorch and transformers (installs torch)'
 	@echo 'make alpaca_eval score our files with the alpaca_eval package (installs it)'
+	@echo 'make tpu_compile plan runs for TPUs that are not here (installs libtpu)'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make format      rewrite the code as ruff formats it'
 	@echo 'make smollm2     fetch SmolLM2-135M-Instruct into models/'
@@ -36,7 +37,8 @@ notebooks: env
 	$(PY) -m experiments.notebooks.execute $(ARGS)
 
 test: env
-	$(PYTEST) -m 'not parity and not alpaca_eval and not exhaustive' $(ARGS)
+	$(PYTEST) -m 'not parity and not alpaca_eval and not exhaustive \
+		and not tpu_compile' $(ARGS)
 
 exhaustive: env
 	$(PYTEST) -m exhaustive $(ARGS)
@@ -48,6 +50,10 @@ parity:
 alpaca_eval:
 	@./setup_env.sh alpaca_eval
 	$(PYTEST) -m alpaca_eval tests/alpaca_eval $(ARGS)
+
+tpu_compile:
+	@./setup_env.sh plan
+	$(PYTEST) -m tpu_compile tests/tpu_compile $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .

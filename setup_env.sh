@@ -5,6 +5,7 @@
 #   ./setup_env.sh list          print the supported interpreters found, newest first
 #   ./setup_env.sh parity        the same as without, and PyTorch for the parity tests
 #   ./setup_env.sh alpaca_eval   likewise, and the alpaca_eval package for its tests
+#   ./setup_env.sh plan          likewise, and libtpu, which compiles for TPUs without one
 #   ./setup_env.sh lock          resolve setup.cfg anew into constraints.txt
 #
 # Read from the environment:
@@ -158,12 +159,19 @@ install_alpaca_eval() {
   touch "$VENV/.epa_jax_alpaca_eval"
 }
 
+install_plan() {
+  [ -f "$VENV/.epa_jax_plan" ] && return
+  say "installing libtpu into $VENV"
+  install -c constraints.txt -e '.[plan]'
+  touch "$VENV/.epa_jax_plan"
+}
+
 lock() {
   need_uv
   [ -n "$UV" ] || die 'make lock needs uv'
   "$UV" pip compile -q --universal --upgrade --python-version 3.11 --no-annotate \
     --custom-compile-command 'make lock' --extra test --extra tpu --extra cuda12 \
-    --extra cuda13 --no-emit-package setuptools -o constraints.txt setup.cfg
+    --extra cuda13 --extra plan --no-emit-package setuptools -o constraints.txt setup.cfg
 }
 
 if [ -n "$PYTHON" ]; then
@@ -186,5 +194,10 @@ case ${1:-} in
     install_package
     install_alpaca_eval
     ;;
-  *) die "$1: expected list, parity, alpaca_eval, lock or nothing" ;;
+  plan)
+    make_venv
+    install_package
+    install_plan
+    ;;
+  *) die "$1: expected list, parity, alpaca_eval, plan, lock or nothing" ;;
 esac

@@ -16,8 +16,7 @@ from epa_jax.config import changed, defaults, resolve
 from epa_jax.data.load import load_datasets
 from epa_jax.data.pipeline import Pipeline
 from epa_jax.formats.tokenizer import load_tokenizer
-from epa_jax.models import transformer
-from epa_jax.prepare import Job, loss_of, prepare
+from epa_jax.prepare import Job, compute_of, loss_of, prepare
 from epa_jax.schema import RunConfig
 from epa_jax.train_step import Objective
 from epa_jax.types import TokenGroup
@@ -127,16 +126,7 @@ def pipeline(run: RunConfig) -> Pipeline:
 
 def objective(job: Job) -> Objective:
     """The job's objective anew: model and loss, computed as the run computes."""
-    model = job.run.model
-    compute = transformer.Compute(
-        dtype=model.compute_dtype,
-        remat=model.remat,
-        attention=model.attention,
-        logprob_chunk=model.logprob_chunk,
-        vocab_block=model.vocab_block,
-        mesh=job.mesh,
-    )
-    return Objective(job.spec, compute, job.loss)
+    return Objective(job.spec, compute_of(job.run, job.mesh), job.loss)
 
 
 def groups_of_steps(data: Pipeline, steps: int) -> list[list[TokenGroup]]:

@@ -12,6 +12,7 @@ CHOICES = {
     'reference.mode': ('cached', 'in_step', 'none'),
     'optim.name': ('adamw', 'adafactor', 'rmsprop'),
     'optim.schedule': ('cosine', 'linear', 'constant'),
+    'optim.mu_dtype': ('float32', 'bfloat16'),
     'checkpoint.best_mode': ('max', 'min'),
 }
 
@@ -38,7 +39,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     'pretrain.weight': (0, None),
     'pretrain.sequences': (1, None),
     'pretrain.max_tokens': (2, None),
-    'model.logprob_chunk': (1, None),
+    'model.logprob_chunk': (0, None),
     'model.vocab_block': (1, None),
     'lora.rank': (0, None),
     'lora.alpha': (0, None),
@@ -59,6 +60,10 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     'checkpoint.every': (0, None),
     'checkpoint.keep_last': (1, None),
     'checkpoint.keep_best': (0, None),
+    'plan.examples': (0, None),
+    'plan.prompt_tokens': (0, None),
+    'plan.response_tokens': (0, None),
+    'plan.sft_tokens': (0, None),
     'log.every': (1, None),
     'log.eval_every': (0, None),
 }

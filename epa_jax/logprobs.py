@@ -50,7 +50,7 @@ def _scored(
 ) -> _Scored:
     hidden = packed_states(params, batch, spec=spec, compute=compute)
     valid = batch.score_slots < batch.lengths[0].size
-    chunk = min(compute.logprob_chunk, valid.shape[1])
+    chunk = min(compute.logprob_chunk or valid.shape[1], valid.shape[1])
     positions, targets, valid = (
         _pad_to(x, chunk) for x in (batch.score_positions, batch.score_targets, valid)
     )

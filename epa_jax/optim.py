@@ -22,7 +22,8 @@ def make_optimizer(
     Gradients are clipped by their global norm, scaled by the named method, decayed, and
     multiplied by the learning rate: update = -lr * (scaled + weight_decay * param).
 
-    All state and arithmetic is float32 whatever the dtype of the parameters.
+    All state and arithmetic is float32 whatever the dtype of the parameters, but for
+    the first moment, which is kept in `mu_dtype` between updates.
     `optax.apply_updates` then rounds to it, so in bfloat16 an update below 1/256 of its
     parameter is lost.
 
@@ -89,7 +90,32 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
+    inner = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
+    return inner if cfg.mu_dtype == 'float32' else _mu_kept_in(inner, cfg.mu_dtype)
+
+
+def _mu_kept_in(
+    inner: optax.GradientTransformation, dtype: str
+) -> optax.GradientTransformation:
+    """Adam in float32 whose first moment is rounded between updates.
+
+    optax's own mu_dtype also rounds b1 and its product: 0.9 becomes 0.8984 in bfloat16,
+    and updates 1.5 % smaller, for its bias correction takes 0.9.
+    """
+
+    def with_mu(state: Any, dtype: Any) -> optax.OptState:
+        return state._replace(mu=jax.tree.map(lambda m: m.astype(dtype), state.mu))
+
+    def init(params: Params) -> optax.OptState:
+        return with_mu(inner.init(params), dtype)
+
+    def update(
+        grads: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[Params, optax.OptState]:
+        updates, state = inner.update(grads, with_mu(state, jnp.float32), params)
+        return updates, with_mu(state, dtype)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _rmsprop(cfg: OptimConfig) -> optax.GradientTransformation:

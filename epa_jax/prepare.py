@@ -147,7 +147,7 @@ def prepare(
         datasets, batches.train, total_steps, flops_per_token(weights), streams
     )
     log.info('%s', render(report))
-    objective = Objective(spec, _compute(run, mesh), loss)
+    objective = Objective(spec, compute_of(run, mesh), loss)
     optimizer, schedule = make_optimizer(run.optim, total_steps)
     mode = run.reference.mode if loss.needs_reference else 'none'
     reference = None if mode == 'none' else load_reference(run, weights, mesh)
@@ -210,12 +210,18 @@ def steps_of(run: RunConfig, examples: int) -> int:
     return steps
 
 
-def _compute(run: RunConfig, mesh: Mesh) -> transformer.Compute:
+def automatic_chunk(mesh: Mesh) -> int:
+    """`Compute.logprob_chunk` where the configuration leaves it open."""
+    return 0 if sharding.batch_devices(mesh) > 1 else transformer.Compute.logprob_chunk
+
+
+def compute_of(run: RunConfig, mesh: Mesh) -> transformer.Compute:
+    """How the run's model computes on a mesh."""
     return transformer.Compute(
         dtype=run.model.compute_dtype,
         remat=run.model.remat,
         attention=run.model.attention,
-        logprob_chunk=run.model.logprob_chunk,
+        logprob_chunk=run.model.logprob_chunk or automatic_chunk(mesh),
         vocab_block=run.model.vocab_block,
         mesh=mesh,
     )

@@ -103,6 +103,28 @@ def shardings(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
+def abstract_total(
+    objective: Objective,
+    state: TrainState,
+    example: PackedBatch,
+    mesh: Mesh,
+    frozen: Frozen = NOTHING,
+) -> Accumulator:
+    """Shapes and shardings of a step's sums: gradients live where their parameter does.
+
+    Args: as `build`.
+    """
+    everywhere = sharding.replicated(mesh)
+    empty = jax.eval_shape(objective.gradients, state.params, example, frozen)
+
+    def struct(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    grads = jax.tree.map(struct, empty.grads, shardings(state.params))
+    sums = jax.tree.map(lambda leaf: struct(leaf, everywhere), empty)
+    return dataclasses.replace(sums, grads=grads)
+
+
 def build(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -123,8 +145,8 @@ def build(
     """
     traces: collections.Counter[str] = collections.Counter()
     everywhere = sharding.replicated(mesh)
-    empty = jax.eval_shape(objective.gradients, state.params, example, frozen)
-    total = Accumulator(shardings(state.params), everywhere, everywhere)
+    empty = abstract_total(objective, state, example, mesh, frozen)
+    total = shardings(empty)
 
     def zero() -> Accumulator:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)

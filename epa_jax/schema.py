@@ -120,7 +120,8 @@ class ModelConfig:
       attention: attention back end: 'auto' is 'pallas' on a TPU and 'xla' elsewhere;
         'splash' is for TPUs, 'cudnn' for CUDA GPUs (see `models.attention`). One that
         the machine cannot run falls back, with a line in the log.
-      logprob_chunk: tokens per row that meet the vocabulary at once.
+      logprob_chunk: tokens per row that meet the vocabulary at once; 0 is all where rows
+        are split over devices, which then reduce the head's gradient once, and 128 else.
       vocab_block: words of the vocabulary that they meet at once, on every device.
     """
 
@@ -130,7 +131,7 @@ class ModelConfig:
     compute_dtype: str = 'float32'
     remat: str = 'full'
     attention: str = 'auto'
-    logprob_chunk: int = 128
+    logprob_chunk: int = 0
     vocab_block: int = 4096
 
 
@@ -207,6 +208,7 @@ class OptimConfig:
       eps: added to the denominator.
       weight_decay: decoupled; matrices only, never norms and biases.
       clip_norm: global gradient norm; 0 does not clip.
+      mu_dtype: dtype in which the first moment is kept (adamw), 'float32' or 'bfloat16'.
     """
 
     name: str = 'adamw'
@@ -219,6 +221,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    mu_dtype: str = 'float32'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +229,7 @@ class MeshConfig:
     """Devices along each mesh axis; at most one may be -1 (all that remain).
 
     Attributes:
-      data: copies of the model.
+      data: copies of the model; a multiple of the number of TPU slices.
       fsdp: shards of the parameters; batches are split over data and fsdp.
       tensor: shards of heads, MLP and vocabulary.
     """
@@ -275,6 +278,26 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """What `epa_jax.plan` assumes where model or data are not at hand; no run reads it.
+
+    Attributes:
+      architecture: a config.json as Hugging Face writes it, used when `model.path` does
+        not exist.
+      examples: training examples.
+      prompt_tokens: of a prompt, mean; 0 reads the data.
+      response_tokens: of a response, mean.
+      sft_tokens: of an SFT example, prompt and response, mean.
+    """
+
+    architecture: str = ''
+    examples: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    sft_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -309,3 +332,4 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    plan: PlanConfig = PlanConfig()

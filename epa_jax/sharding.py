@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from epa_jax.config import ConfigError
@@ -31,8 +32,13 @@ RULES: dict[str, tuple[str, ...] | None] = {
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh of `data` x `fsdp` x `tensor` devices; one axis of -1 takes what remains.
 
+    TPU slices, which are joined by a slower network, are told apart by the `data` axis
+    alone. Where one axis spans a slice, its devices follow a ring of neighbours, along
+    which XLA passes weights and gradients around.
+
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices, or `data` is not a
+        multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
@@ -43,8 +49,67 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
             f'mesh: data={cfg.data}, fsdp={cfg.fsdp}, tensor={cfg.tensor} does not fit '
             f'{len(devices)} devices; the product must be that number (-1 fills one)'
         )
+    slices = _slices(devices)
+    if sizes[0] % len(slices):
+        raise ConfigError(
+            f'mesh.data={sizes[0]}: expected a multiple of {len(slices)}, the number of '
+            'TPU slices, so that parameters are not split between slices'
+        )
+    within = (sizes[0] // len(slices), sizes[1], sizes[2])
+    placed = np.concatenate([_arrange(within, members) for members in slices])
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """Devices by TPU slice; one list of all of them on other machines."""
+    if devices[0].platform != 'tpu':
+        return [list(devices)]
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, 'slice_index', None) or 0, []).append(device)
+    return [slices[index] for index in sorted(slices)]
+
+
+def _arrange(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """The devices of a slice as a mesh: a ring along one axis, else as JAX finds best."""
+    by_place = {tuple(getattr(d, 'coords', ())): d for d in devices}
+    shape = tuple(max(at) + 1 for at in zip(*by_place, strict=True))
+    whole = len(by_place) == len(devices) == math.prod(shape)
+    if devices[0].platform == 'tpu' and max(sizes) == len(devices) and whole:
+        order = [by_place[place] for place in ring(shape)]
+        return np.array(order, dtype=object).reshape(sizes)
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices).devices
+
+
+def ring(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All places of a grid, each beside the next, the last beside the first.
+
+    Closes only where the number of places is even and no more than one axis is needed to
+    return; a line of three or more does not.
+    """
+    lines = sorted(range(len(shape)), key=lambda axis: shape[axis] % 2)
+    first, rest = shape[lines[0]], tuple(shape[axis] for axis in lines[1:])
+    across = _snake(rest)
+    back, forth = across[0], across[1:]
+    path = []
+    for row in range(first):
+        path += [(row, *at) for at in (forth if row % 2 == 0 else forth[::-1])]
+    path += [(row, *back) for row in reversed(range(first))]
+    where = [lines.index(axis) for axis in range(len(shape))]
+    return [tuple(place[i] for i in where) for place in path]
+
+
+def _snake(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All places of a grid, each beside the next."""
+    if not shape:
+        return [()]
+    inner = _snake(shape[1:])
+    return [
+        (row, *at)
+        for row in range(shape[0])
+        for at in (inner if row % 2 == 0 else inner[::-1])
+    ]
 
 
 def batch_devices(mesh: Mesh) -> int:

@@ -86,8 +86,22 @@ def _num_blocks(head_VD: jax.Array, blocks: Blocks) -> int:
     return -(-(head_VD.shape[0] // blocks.shards) // blocks.block)
 
 
-def _num_chunks(count: jax.Array, blocks: Blocks) -> jax.Array:
-    return (count + blocks.chunk - 1) // blocks.chunk
+def _each_chunk(
+    size: int,
+    count: jax.Array,
+    blocks: Blocks,
+    body: Callable[[jax.Array, Any], Any],
+    carry: Any,
+) -> Any:
+    """Carries a tree over the first positions of all chunks that are not padding.
+
+    No loop where one chunk holds all positions: sums that a loop carries between devices
+    would be completed in every round.
+    """
+    if size <= blocks.chunk:
+        return body(jnp.int32(0), carry)
+    chunks = (count + blocks.chunk - 1) // blocks.chunk
+    return jax.lax.fori_loop(0, chunks, lambda j, c: body(j * blocks.chunk, c), carry)
 
 
 def _slice(tree: Any, start: jax.Array, chunk: int) -> Any:
@@ -128,13 +142,12 @@ def _fold(
     def block(i: jax.Array, carry: Any) -> Any:
         words = _words(head_VD, hidden_BSD.dtype, i, blocks)
 
-        def chunk(j: jax.Array, carry: Any) -> Any:
-            start = j * blocks.chunk
+        def chunk(start: jax.Array, carry: Any) -> Any:
             logits = words.logits(_slice(hidden_BSD, start, blocks.chunk))
             part = _slice(carry, start, blocks.chunk)
             return _write(carry, update(part, logits, words, start), start)
 
-        return jax.lax.fori_loop(0, _num_chunks(count, blocks), chunk, carry)
+        return _each_chunk(hidden_BSD.shape[1], count, blocks, chunk, carry)
 
     return jax.lax.fori_loop(0, _num_blocks(head_VD, blocks), block, carry)
 
@@ -226,9 +239,8 @@ def _vjp_backward(blocks: Blocks, residuals: tuple, grad_BS: jax.Array) -> tuple
     def block(i: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
         words = _words(head_VD, hidden_BSD.dtype, i, blocks)
 
-        def chunk(j: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
+        def chunk(start: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
             grad_hidden, grad_words = carry
-            start = j * blocks.chunk
             hidden, targets, normaliser, grad = _slice(
                 (hidden_BSD, targets_BS, normalisers_BS, grad_BS), start, blocks.chunk
             )
@@ -244,10 +256,10 @@ def _vjp_backward(blocks: Blocks, residuals: tuple, grad_BS: jax.Array) -> tuple
 
         grad_hidden, grad_head = carry
         nothing = jnp.zeros(words.head_WID.shape, jnp.float32)
-        nothing = blocks.constrain(nothing, ('vocab', None, 'embed'))
-        grad_hidden, found = jax.lax.fori_loop(
-            0, _num_chunks(count, blocks), chunk, (grad_hidden, nothing)
+        grad_hidden, found = _each_chunk(
+            hidden_BSD.shape[1], count, blocks, chunk, (grad_hidden, nothing)
         )
+        found = blocks.constrain(found, ('vocab', None, 'embed'))
         part = _slice(grad_head, words.start, words.head_WID.shape[1])
         return grad_hidden, _write(grad_head, part + found, words.start)
 

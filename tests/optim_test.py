@@ -212,3 +212,31 @@ def test_sharded_update_equals_the_unsharded_one(name):
     expected = jax.jit(updated)(params, grads)
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_first_moment_in_bfloat16_is_adamw_with_rounded_moments():
+    """By hand in float64, m rounded to bfloat16 after every update."""
+    cfg = dataclasses.replace(CONFIG, mu_dtype='bfloat16')
+    grads = gradients(6)
+    params, state = train(cfg, grads)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(optax.tree.get(state, 'mu'))}
+    assert dtypes == {jnp.dtype('bfloat16')}
+    assert {leaf.dtype for leaf in jax.tree.leaves(optax.tree.get(state, 'nu'))} == {
+        jnp.dtype('float32')
+    }
+    trees = [jax.tree.leaves(t) for t in (small_params(), params, *grads)]
+    for leaf in zip(*trees, strict=True):
+        expected, m, v = leaf[0].copy(), 0.0, 0.0
+        for t, g in enumerate(leaf[2:], 1):
+            exact = cfg.b1 * m + (1 - cfg.b1) * g
+            v = cfg.b2 * v + (1 - cfg.b2) * g**2
+            bias = np.sqrt(v / (1 - cfg.b2**t)) + cfg.eps
+            expected -= cfg.lr * exact / (1 - cfg.b1**t) / bias
+            m = np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float64)
+        np.testing.assert_allclose(leaf[1], expected, rtol=1e-4, atol=1e-5)
+    plain, _ = train(CONFIG, grads)
+    moved = [
+        np.max(np.abs(np.asarray(a) - np.asarray(b)))
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True)
+    ]
+    assert 0 < max(moved) < 6 * cfg.lr * 2**-6  # six updates of about lr, rounded

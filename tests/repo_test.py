@@ -35,6 +35,11 @@ NO_TWIN = {
     'limits': 'config_test.py',
     'loop': 'train_test.py',
     'loss_config': 'config_test.py',
+    'planning.abstract': 'plan_test.py',
+    'planning.chips': 'planning/topology_test.py',
+    'planning.compiled': 'plan_test.py',
+    'planning.report': 'plan_test.py',
+    'planning.roofline': 'plan_test.py',
     'programs': 'train_step_test.py',
     'schema': 'config_test.py',
     'types': 'train_step_test.py',
@@ -189,6 +194,7 @@ def requirements(setup_cfg: configparser.ConfigParser) -> list[Requirement]:
     extras = setup_cfg['options.extras_require']
     assert set(extras) == {
         'tpu', 'cuda12', 'cuda13', 'lm_eval', 'notebook', 'test', 'parity', 'alpaca_eval',
+        'plan',
     }  # fmt: skip
     unpinned = ('parity', 'alpaca_eval', 'notebook')
     groups = [text for name, text in extras.items() if name not in unpinned]

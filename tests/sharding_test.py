@@ -1,6 +1,8 @@
 """The mesh and where parameters live."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -78,3 +80,58 @@ def test_a_program_is_traced_once_for_equal_meshes():
         found = double(np.ones((8, 3)), compute=compute)
         assert found.addressable_shards[0].data.shape == (8 // np.prod(sizes[:2]), 3)
     assert len(traces) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU device as far as a mesh looks at it."""
+
+    coords: tuple[int, ...]
+    slice_index: int
+    id: int
+    platform: str = 'tpu'
+    device_kind: str = 'TPU v5 lite'
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def slice_of(shape, index=0):
+    places = np.ndindex(*shape)
+    return [Chip(place, index, 1000 * index + n) for n, place in enumerate(places)]
+
+
+@pytest.mark.parametrize('shape', [(4, 4, 1), (8, 8, 1), (2, 4, 4), (3, 4, 1), (2, 2, 1)])
+def test_a_ring_visits_all_places_and_closes(shape):
+    places = sharding.ring(shape)
+    assert sorted(places) == list(np.ndindex(*shape))
+    for one, other in zip(places, [*places[1:], places[0]], strict=True):
+        assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) == 1
+
+
+@pytest.mark.parametrize('shape', [(5, 1, 1), (1, 1, 1), (3, 3, 1)])
+def test_what_has_no_ring_still_visits_all_places(shape):
+    assert sorted(sharding.ring(shape)) == list(np.ndindex(*shape))
+
+
+def test_one_axis_follows_the_ring_of_a_slice():
+    mesh = sharding.make_mesh(MeshConfig(), slice_of((4, 4, 1)))
+    assert mesh.devices.shape == (1, 16, 1)
+    assert [d.coords for d in mesh.devices.flat] == sharding.ring((4, 4, 1))
+
+
+def test_slices_are_told_apart_by_the_data_axis():
+    devices = slice_of((2, 4, 1), 1) + slice_of((2, 4, 1), 0)
+    mesh = sharding.make_mesh(MeshConfig(2, -1, 1), devices)
+    assert [[d.slice_index for d in row.flat] for row in mesh.devices] == [[0] * 8, [1] * 8]
+    places = [[d.coords for d in row.flat] for row in mesh.devices]
+    assert places[0] == places[1] == sharding.ring((2, 4, 1))
+    with pytest.raises(ConfigError, match='expected a multiple of 2, the number of'):
+        sharding.make_mesh(MeshConfig(1, -1, 1), devices)
+
+
+def test_several_axes_are_left_to_jax():
+    devices = slice_of((4, 4, 1))
+    mesh = sharding.make_mesh(MeshConfig(1, 4, 4), devices)
+    assert mesh.devices.shape == (1, 4, 4)
+    assert set(mesh.devices.flat) == set(devices)
+    assert math.prod(mesh.devices.shape) == 16

@@ -35,7 +35,7 @@ class Compute:
       remat: what the backward pass keeps of each layer: 'none', 'dots' or 'full'
         (see `schema.ModelConfig.remat`).
       attention: back end, see `attention.attend`.
-      logprob_chunk: tokens per row that meet the vocabulary at once.
+      logprob_chunk: tokens per row that meet the vocabulary at once; 0 is all.
       vocab_block: words of each shard of the vocabulary that they meet at once.
       mesh: the devices; None is the default device.
       interpret: run kernels for TPUs in Pallas's interpreter, on any machine and slowly.

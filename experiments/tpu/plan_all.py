@@ -1,0 +1,87 @@
+"""Plans every recipe for every machine: python -m experiments.tpu.plan_all
+
+Needs libtpu (`pip install 'epa_jax[plan]'`), no TPU; minutes of compilation each. Writes
+experiments/plans/RECIPE.MACHINE.json and a table of all of them, README.md. Plans that are
+there are kept; delete a file to make it anew.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from epa_jax.config import resolve
+from epa_jax.plan import plan
+from epa_jax.planning.topology import parse
+from epa_jax.train import show_log
+from experiments.tpu.recipes import MACHINES
+
+RECIPES = ('mistral_7b_epa', 'llama3_8b_epa', 'mistral_7b_mpo', 'llama3_8b_mpo')
+PLANS = Path(__file__).resolve().parent.parent / 'plans'
+HEAD = """# Plans of the recipes for TPUs
+
+Made by `python -m experiments.tpu.plan_all`, one by
+`python -m epa_jax.plan --config=experiments/RECIPE.py:MACHINE --topology=MACHINE`. Nothing
+here was run on a TPU: memory and collectives are the compiler's, time is the roofline at
+60 % of every peak, dollars are on-demand list prices of 2025 in the cheapest US region.
+HBM is what a chip needs / what it has. Lengths are assumed (see the recipes). The JSON
+files hold everything.
+
+| recipe | machine | HBM, GB | MFU | tokens/s | s/step | hours | US $ | binds | made |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def row(recipe: str, machine: str, data: dict[str, Any]) -> str:
+    """A line of the table."""
+    memory, cost = data['memory'], data['cost']
+    needed = f'{memory["needed"] / 1e9:.1f} / {memory["capacity"] / 1e9:.1f}'
+    if not memory['fits']:
+        return f'| {recipe} | {machine} | {needed}: does not fit |  |  |  |  |  |  |  |'
+    hours = cost['hours'] + cost['reference_hours']
+    return (
+        f'| {recipe} | {machine} | {needed} | {cost["mfu"]:.0%} | '
+        f'{cost["tokens_per_second"]:,.0f} | {cost["step_seconds"]:.2f} | {hours:.1f} | '
+        f'{cost["dollars"]:,.0f} | {data["roofline"]["binds"]} | {data["made"]} |'
+    )
+
+
+def write_table() -> None:
+    """README.md of all plans that are there."""
+    lines = []
+    for recipe in RECIPES:
+        for machine in MACHINES:
+            path = PLANS / f'{recipe}.{machine}.json'
+            if path.is_file():
+                lines.append(row(recipe, machine, json.loads(path.read_text())))
+    (PLANS / 'README.md').write_text(HEAD + '\n'.join(lines) + '\n')
+
+
+def main() -> None:
+    """Makes the plans that are missing."""
+    parser = argparse.ArgumentParser(description='Plans every recipe for every machine.')
+    parser.add_argument('--recipes', nargs='+', default=RECIPES, choices=RECIPES)
+    parser.add_argument('--machines', nargs='+', default=MACHINES, choices=MACHINES)
+    args = parser.parse_args()
+    jax.config.update('jax_platforms', 'cpu')
+    show_log()
+    for recipe in args.recipes:
+        module = importlib.import_module(f'experiments.{recipe}')
+        for machine in args.machines:
+            path = PLANS / f'{recipe}.{machine}.json'
+            if path.is_file():
+                continue
+            print(f'{recipe} on {machine}', flush=True)
+            data = plan(resolve(module.get_config(machine)), parse(machine))
+            data['made'] = datetime.datetime.now(datetime.UTC).date().isoformat()
+            data['versions'] = {'jax': jax.__version__}
+            path.write_text(json.dumps(data, indent=1) + '\n')
+            write_table()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,32 @@
+"""A tiny run to plan: its architecture alone, no weights and no data."""
+
+import json
+
+from epa_jax.config import defaults, resolve
+from epa_jax.models.hf_config import spec_to_hf
+from tests import tiny
+
+
+def config(folder, spec=tiny.SPEC, **changes):
+    """A resolved configuration; `changes` are dotted keys with __ for the dots."""
+    path = folder / 'config.json'
+    path.write_text(json.dumps(spec_to_hf(spec, 'float32')))
+    out = defaults()
+    out.workdir = str(folder / 'run')
+    out.model.path = str(folder / 'absent')
+    out.model.logprob_chunk = 32
+    out.data.train = 'absent'
+    out.data.n_weak = 2
+    out.batch.prompts = 32
+    out.batch.row_length = 128
+    out.plan.architecture = str(path)
+    out.plan.examples = 320
+    out.plan.prompt_tokens = 20
+    out.plan.response_tokens = 10
+    for key, value in changes.items():
+        *groups, last = key.split('__')
+        target = out
+        for group in groups:
+            target = target[group]
+        target[last] = value
+    return resolve(out)
