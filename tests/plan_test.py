@@ -117,6 +117,11 @@ def test_a_refusal_for_memory_says_how_much():
         'hbm. Exceeded hbm capacity by 15.75G.'
     )
     assert compiled.out_of_memory(words) == int(31.5 * 2**30)
+    words = (
+        'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total '
+        'memory required for HLO temporaries (192.00G) exceeds available HBM (15.75G).'
+    )
+    assert compiled.out_of_memory(words) == 192 * 2**30
     assert compiled.out_of_memory('INTERNAL: something else') is None
 
 

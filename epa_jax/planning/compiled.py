@@ -104,9 +104,12 @@ def _memory(stats: object, beside: int) -> Memory:
 
 
 def out_of_memory(message: str) -> int | None:
-    """Bytes that a program would need, from the compiler's refusal; None of others."""
-    if 'memory space hbm' not in message:
+    """Bytes that a program would need, from the compiler's refusal; None of others.
+
+    Some of its refusals name temporaries alone.
+    """
+    if 'Ran out of memory' not in message or 'hbm' not in message.lower():
         return None
-    used = re.search(r'Used ([\d.]+)([KMGT]?) of', message)
+    used = re.search(r'(?:Used |\()([\d.]+)([KMGT]?)(?: of|\) exceeds)', message)
     scale = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
     return int(float(used[1]) * scale[used[2]]) if used else 0

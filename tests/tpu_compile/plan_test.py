@@ -51,7 +51,7 @@ def test_neighbours_on_the_mesh_are_neighbours_in_the_slice(name):
     cfg = MeshConfig(topology.slices, -1, 1)
     mesh = sharding.make_mesh(cfg, devices(topology)).devices
     for row in mesh.reshape(topology.slices, -1):
-        assert len({device.slice_index for device in row}) == 1
+        assert len({getattr(device, 'slice_index', 0) for device in row}) == 1
         for one, other in zip(row, [*row[1:], row[0]], strict=True):
             assert (
                 sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True)) == 1
