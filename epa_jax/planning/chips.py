@@ -1,12 +1,13 @@
 """What a chip can do and costs.
 
-Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in 2026-11, for FLOP/s, HBM and
-its bandwidth, inter-chip links (the page's bidirectional total divided by its ports and
-by 2 directions) and the data-centre network (per pod or chip). The HBM that a program may
-use is less than the chip has; where libtpu says how much when it runs out, that is taken.
+FLOP/s, HBM, its bandwidth and inter-chip links (the bidirectional total divided by ports
+and by 2 directions) of v5e, v5p and v6e are those of cloud.google.com/tpu/docs, as search
+results quoted them in 2026-11; those of v4 and all of the data-centre network were not
+looked up again. The HBM that a program may use is less than the chip has: v5e's is what
+libtpu names when it runs out, the others are the chip's less about 1 GiB.
 
-Prices are the on-demand list prices of 2025 in the cheapest US region, in US dollars. They
-change: give your own with --price.
+Prices are the on-demand list prices of 2025 in the cheapest US region, in US dollars, to
+the best of our knowledge and not confirmed since. They change: give your own with --price.
 """
 
 import dataclasses

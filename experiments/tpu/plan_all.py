@@ -69,6 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     jax.config.update('jax_platforms', 'cpu')
     show_log()
+    PLANS.mkdir(exist_ok=True)
     for recipe in args.recipes:
         module = importlib.import_module(f'experiments.{recipe}')
         for machine in args.machines:
