@@ -172,7 +172,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         ax.axhline(0, color='black', linewidth=0.6)
         ax.set_title(title, loc='left', fontsize=9)
         ax.set_xlabel('accuracy on held-out pairs')
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[2].legend(frameon=False, fontsize=7, loc='upper left')  # KL grows to the right
     save(figure, file)
 
 
