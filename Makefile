@@ -10,6 +10,8 @@ export VENV PYTHON EXTRA EPA_PIP TORCH
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+EVERYDAY := not parity and not alpaca_eval and not exhaustive and not tpu_compile
+
 .PHONY: help env quickstart notebooks test exhaustive parity alpaca_eval lint format smollm2
 .PHONY: tpu_compile lock clean
 
@@ -37,8 +39,7 @@ notebooks: env
 	$(PY) -m experiments.notebooks.execute $(ARGS)
 
 test: env
-	$(PYTEST) -m 'not parity and not alpaca_eval and not exhaustive \
-		and not tpu_compile' $(ARGS)
+	$(PYTEST) -m '$(EVERYDAY)' $(ARGS)
 
 exhaustive: env
 	$(PYTEST) -m exhaustive $(ARGS)
