@@ -2,9 +2,9 @@
 
 import json
 
-from epa_jax.config import defaults, resolve
+from epa_jax.config import defaults
 from epa_jax.models.hf_config import spec_to_hf
-from tests import tiny
+from tests import small_run, tiny
 
 
 def config(folder, spec=tiny.SPEC, **changes):
@@ -23,10 +23,4 @@ def config(folder, spec=tiny.SPEC, **changes):
     out.plan.examples = 320
     out.plan.prompt_tokens = 20
     out.plan.response_tokens = 10
-    for key, value in changes.items():
-        *groups, last = key.split('__')
-        target = out
-        for group in groups:
-            target = target[group]
-        target[last] = value
-    return resolve(out)
+    return small_run.with_keys(out, changes)

@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import pytest
 
-from epa_jax import prepare
+from epa_jax import prepare, sharding
 from epa_jax.config import ConfigError
 from epa_jax.data.load import load_datasets
 from epa_jax.formats.tokenizer import load_tokenizer
+from epa_jax.models.transformer import Compute
+from epa_jax.schema import MeshConfig
 from tests import small_run, tiny
 
 
@@ -74,3 +76,10 @@ def test_the_report_counts_the_flops_of_the_matrices(tmp_path, tied):
     per_token = compute['flops_per_step'] / compute['tokens_per_step']
     norms = (2 * spec.n_layers + 1) * spec.d_model
     assert per_token == pytest.approx(6 * (matrices + norms))
+
+
+def test_rows_split_over_devices_meet_the_vocabulary_whole():
+    alone = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    assert prepare.automatic_chunk(alone) == Compute.logprob_chunk > 0
+    assert prepare.automatic_chunk(sharding.make_mesh(MeshConfig(1, -1, 1))) == 0
+    assert prepare.automatic_chunk(sharding.make_mesh(MeshConfig(1, 1, -1))) > 0

@@ -71,6 +71,11 @@ def config(folder, name='run', **changes):
     out.mesh.data = -1
     out.log.tensorboard = False
     out.reference.cache_dir = str(folder / 'cache')
+    return with_keys(out, changes)
+
+
+def with_keys(out, changes):
+    """Resolves a configuration with keys as keyword arguments spell them: `data__train`."""
     for key, value in changes.items():
         *groups, last = key.split('__')
         target = out

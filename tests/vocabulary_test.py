@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from epa_jax import vocabulary
+from epa_jax import sharding, vocabulary
+from epa_jax.planning import hlo
+from epa_jax.schema import MeshConfig
 from epa_jax.vocabulary import Blocks
 
 V, D, B, S = 33, 8, 2, 12
@@ -90,3 +93,32 @@ def test_bfloat16_states_are_summed_in_float32(states):
     rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (hidden, head)]
     chosen = jnp.take_along_axis(log_softmax(*rounded), targets[..., None], -1)[..., 0]
     np.testing.assert_allclose(got, chosen, rtol=1e-5, atol=1e-5)
+
+
+def test_devices_add_up_the_gradient_of_each_word_once():
+    """A sum that a loop over chunks carries would be completed in every round."""
+    mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
+    rows = sharding.rows(mesh)
+    head = jax.ShapeDtypeStruct(
+        (64, 16), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
+    )
+    hidden = jax.ShapeDtypeStruct((8, 32, 16), jnp.float32, sharding=rows)
+    targets = jax.ShapeDtypeStruct((8, 32), jnp.int32, sharding=rows)
+
+    def reduced(chunk):
+        def total(head, hidden, targets):
+            blocks = Blocks(chunk, 16, mesh)
+            logps = vocabulary.token_logps(hidden, head, targets, jnp.int32(32), blocks)
+            return jnp.sum(logps)
+
+        program = jax.jit(jax.grad(total), out_shardings=head.sharding)
+        text = program.lower(head, hidden, targets).compile().as_text()
+        return sum(
+            found.bytes * found.count
+            for found in hlo.collectives(text, dynamic_trips=32 // chunk)
+            if found.kind in ('all-reduce', 'reduce-scatter')
+        )
+
+    whole = 4 * 64 * 16
+    assert reduced(32) <= whole
+    assert reduced(8) >= 4 * reduced(32) > 0
