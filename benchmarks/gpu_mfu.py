@@ -112,10 +112,12 @@ def build(args: argparse.Namespace, spec: ModelSpec, steps: list[list[Any]]) -> 
         remat=args.remat,
         attention=args.attention,
         logprob_chunk=args.chunk,
+        vocab_block=args.vocab_block,
         mesh=mesh,
     )
     goal = synthetic.objective(spec, task.ratio(args.ratio), compute)
-    optimizer, _ = make_optimizer(OptimConfig(name=args.optimizer), len(steps))
+    config = OptimConfig(name=args.optimizer, mu_dtype=args.mu_dtype)
+    optimizer, _ = make_optimizer(config, len(steps))
     shapes = transformer.abstract_params(spec, args.param_dtype)
     where = sharding.param_shardings(mesh, shapes, transformer.logical_axes(spec))
     init = jax.jit(
@@ -176,6 +178,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     stats = device.memory_stats() or {}
     return _row(args, 'ours', seconds, first, reference, needed, peak) | {
         'device': device.device_kind,
+        'settings': f'rows={args.rows} attention={args.attention} remat={args.remat} '
+        f'{args.optimizer} mu={args.mu_dtype}',
         'roofline_seconds': least,
         'share_of_roofline': least / seconds.median,
         'peak_gb': stats.get('peak_bytes_in_use', records.peak_bytes()) / 1e9,
@@ -204,6 +208,7 @@ def _row(
         'ratio': args.ratio,
         'prompts': args.prompts,
         'dtype': args.dtype,
+        'param_dtype': args.param_dtype,
         'contestant': contestant,
         'seconds': seconds.median,
         'seconds_low': seconds.low,
@@ -245,6 +250,7 @@ def of_trl(args: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
     reference = end['reference_seconds']
     return _row(args, name, seconds, first, reference, needed, peak) | {
         'device': ours['device'],
+        'settings': args.trl_args,
         'roofline_seconds': '',
         'share_of_roofline': '',
         'peak_gb': peak_bytes / 1e9,
@@ -268,7 +274,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--optimizer', default='adamw', choices=('adamw', 'adafactor', 'rmsprop'))
     add('--remat', default='none', help='see model.remat')
     add('--attention', default='auto', help='see model.attention')
-    add('--chunk', type=int, default=128, help='see model.logprob_chunk')
+    add('--chunk', type=int, default=0, help='see model.logprob_chunk; 0 is all')
+    add('--vocab-block', type=int, default=16384, help='see model.vocab_block')
+    add('--mu-dtype', default='float32', choices=task.DTYPES, help='see optim.mu_dtype')
     add('--peak-tflops', type=float, default=0.0, help='of a device not known here')
     add('--peak-gbs', type=float, default=0.0, help='GB a second of its memory')
     add('--trl-python', default='', help='interpreter with torch and trl; none without')
@@ -289,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.trl_python:
         rows.append(of_trl(args, rows[0]))
     print(records.show(rows))
-    setting = ('device', 'shape', 'ratio', 'prompts', 'dtype', 'contestant')
+    setting = ('device', 'shape', 'ratio', 'prompts', 'dtype', 'contestant', 'settings')
     records.write_csv(args.out, records.merged(args.out, rows, setting))
 
 

@@ -29,12 +29,30 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--attention', default='sdpa', help="transformers' attn_implementation")
     add('--padding-free', action='store_true', help="TRL's; needs flash attention")
+    add('--accumulate', type=int, default=1, help='micro-batches that a step is cut into')
     add('--device', choices=('cpu', 'cuda'), default='cpu')
     add('--param-dtype', choices=task.DTYPES, default='float32', help='of the weights')
     args = parser.parse_args(argv)
     if (args.model is None) == (args.shape is None):
         parser.error('give either --model or --shape')
     return args
+
+
+def micro_batches(
+    steps: Sequence[Sequence[task.Group]], count: int
+) -> list[Sequence[task.Group]]:
+    """Every step in `count` parts of equal size.
+
+    Raises:
+      TaskError: the prompts of a step cannot be cut so.
+    """
+    if any(len(step) % count for step in steps):
+        raise task.TaskError(f'--accumulate={count}: expected a divisor of {len(steps[0])}')
+    parts = []
+    for step in steps:
+        size = len(step) // count
+        parts += [step[i : i + size] for i in range(0, len(step), size)]
+    return parts
 
 
 def hf_config(shape: str) -> dict[str, Any]:
@@ -112,7 +130,8 @@ def _config(args: argparse.Namespace, prompts: int, folder: str) -> Any:
 
     return DPOConfig(
         output_dir=folder,
-        per_device_train_batch_size=prompts,
+        per_device_train_batch_size=prompts // args.accumulate,
+        gradient_accumulation_steps=args.accumulate,
         max_steps=args.steps,
         max_length=None,
         beta=0.1,
@@ -169,6 +188,7 @@ def run(args: argparse.Namespace) -> None:
 
     steps = task.read_steps(args.steps_file)
     prompts = len(steps[0])
+    batches = micro_batches(steps[: args.steps], args.accumulate)
     recorder, spent = Recorder(args.out), {'reference': 0.0}
     recorder.write(
         'header',
@@ -194,7 +214,7 @@ def run(args: argparse.Namespace) -> None:
     collator_multiple = trainer.data_collator.pad_to_multiple_of
     recorder.end(
         reference_seconds=spent['reference'] / args.steps,
-        computed_tokens=padded_tokens(steps[: args.steps], collator_multiple) / args.steps,
+        computed_tokens=padded_tokens(batches, collator_multiple) / args.steps,
         reference_in_step=not args.precompute,
         device_peak_bytes=torch.cuda.max_memory_allocated() if args.device == 'cuda' else 0,
     )
@@ -209,6 +229,7 @@ def variant(args: argparse.Namespace) -> str:
     """What is not the first choice, in words."""
     words = ['precompute'] * args.precompute + ['checkpointing'] * args.checkpointing
     words += ['padding-free'] * args.padding_free
+    words += [f'{args.accumulate} micro-batches'] * (args.accumulate > 1)
     words += ['bfloat16 weights'] * (args.param_dtype == 'bfloat16')
     words += [args.attention] if args.attention != 'sdpa' else []
     return '+'.join(words) or 'plain'

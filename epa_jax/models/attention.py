@@ -100,8 +100,10 @@ def prepare(
     platform = 'tpu' if interpret else _platform(mesh)
     chosen = choose(backend, platform, dtype, shared=tokens.branches is not None)
     if chosen in ('xla', 'cudnn'):
-        dense = _blocked if chosen == 'xla' else _cudnn
-        return functools.partial(dense, mask_BTT=visible(tokens, sliding_window))
+        mask = visible(tokens, sliding_window)
+        if chosen == 'xla':
+            return functools.partial(_blocked, mask_BTT=mask)
+        return functools.partial(_cudnn, bias_BTT=_as_bias(mask, dtype))
     kernel: Callable = flash.attend if chosen == 'pallas' else splash.attend
     block = flash.block_size(tokens.segments.shape[1])
     rows = sharding.partition(('batch',))
@@ -177,10 +179,17 @@ def _on_shards(
     )
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> jax.Array:
-    """CuDNN's flash attention; the mask reaches it as a bias of the scores."""
-    mask = mask_BTT[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn')
+def _as_bias(mask_BTT: jax.Array, dtype: Any) -> jax.Array:
+    """The mask as what is added to scores: 0, or too little to count."""
+    hidden = 0.5 * jnp.finfo(dtype).min  # finite when scores are added
+    return jnp.where(mask_BTT, 0.0, hidden).astype(dtype)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, bias_BTT: jax.Array) -> jax.Array:
+    """CuDNN's flash attention; it skips what comes later, the bias hides the rest."""
+    return jax.nn.dot_product_attention(
+        q, k, v, bias=bias_BTT[:, None], is_causal=True, implementation='cudnn'
+    )
 
 
 def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> jax.Array:
