@@ -141,13 +141,21 @@ def timed(step: Step) -> tuple[list[float], TrainState]:
     state, taken = step.state, []
     for batches in step.steps:
         start = time.perf_counter()
-        total = step.programs.zero()
-        for batch in batches:
-            total = step.programs.accumulate(total, state.params, NOTHING, batch)
-        state, metrics = step.programs.update(state, total, ())
-        jax.block_until_ready((state, metrics))
+        state = one(step.programs, state, batches)
         taken.append(time.perf_counter() - start)
     return taken, state
+
+
+def one(
+    programs: programs_lib.Programs, state: TrainState, batches: Sequence[PackedBatch]
+) -> TrainState:
+    """One step, waited for."""
+    total = programs.zero()
+    for batch in batches:
+        total = programs.accumulate(total, state.params, NOTHING, batch)
+    state, metrics = programs.update(state, total, ())
+    jax.block_until_ready((state, metrics))
+    return state
 
 
 def reference_seconds(step: Step, state: TrainState) -> float:
@@ -165,6 +173,9 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     spec, steps = work(args)
     step = build(args, spec, steps)
     (first, *taken), state = timed(step)
+    if args.trace:
+        with jax.profiler.trace(str(args.trace)):
+            state = one(step.programs, state, step.steps[-1])
     seconds = records.spread(taken)
     reference = reference_seconds(step, state)
     needed = statistics.fmean(
@@ -223,9 +234,9 @@ def _row(
     }
 
 
-def of_trl(args: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
-    """The row of TRL's step on the same tokens; its reference runs in the step."""
-    spec, steps = work(args)
+def run_trl(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Lines of TRL's steps on the same tokens; before JAX takes the GPU's memory."""
+    _, steps = work(args)
     lists = [workload.as_lists(groups) for groups in steps]
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / 'steps.jsonl', Path(folder) / 'lines.jsonl'
@@ -237,7 +248,15 @@ def of_trl(args: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
         command += ['--device', args.trl_device, *args.trl_args.split()]
         environment = os.environ | {'HF_HUB_OFFLINE': '1'}
         subprocess.run(command, check=True, cwd=machine.REPO, env=environment)
-        lines = records.read(out)
+        return records.read(out)
+
+
+def of_trl(
+    args: argparse.Namespace, lines: list[dict[str, Any]], ours: dict[str, Any]
+) -> dict[str, Any]:
+    """The row of TRL's step; its reference runs in the step."""
+    spec, steps = work(args)
+    lists = [workload.as_lists(groups) for groups in steps]
     end = lines[-1]
     needed = statistics.fmean(
         flops.of_pairs(spec, s, end['reference_in_step']) for s in lists[1:]
@@ -274,7 +293,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--optimizer', default='adamw', choices=('adamw', 'adafactor', 'rmsprop'))
     add('--remat', default='none', help='see model.remat')
     add('--attention', default='auto', help='see model.attention')
-    add('--chunk', type=int, default=0, help='see model.logprob_chunk; 0 is all')
+    add('--chunk', type=int, default=256, help='see model.logprob_chunk; 0 is all')
     add('--vocab-block', type=int, default=16384, help='see model.vocab_block')
     add('--mu-dtype', default='float32', choices=task.DTYPES, help='see optim.mu_dtype')
     add('--peak-tflops', type=float, default=0.0, help='of a device not known here')
@@ -282,6 +301,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--trl-python', default='', help='interpreter with torch and trl; none without')
     add('--trl-device', default='cuda', choices=('cpu', 'cuda'))
     add('--trl-args', default='', help='such as "--attention flash_attention_2"')
+    add('--trace', type=Path, help="folder for the profiler's trace of the last step")
     add('--out', type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     if args.trl_python and args.ratio != '1:1':
@@ -293,9 +313,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures one setting; rows of others in the file stay."""
     args = arguments(argv)
     print(machine.machine())
+    lines = run_trl(args) if args.trl_python else []
     rows = [measured(args)]
-    if args.trl_python:
-        rows.append(of_trl(args, rows[0]))
+    if lines:
+        rows.append(of_trl(args, lines, rows[0]))
     print(records.show(rows))
     setting = ('device', 'shape', 'ratio', 'prompts', 'dtype', 'contestant', 'settings')
     records.write_csv(args.out, records.merged(args.out, rows, setting))

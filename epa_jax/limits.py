@@ -40,7 +40,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     'pretrain.sequences': (1, None),
     'pretrain.max_tokens': (2, None),
     'model.logprob_chunk': (0, None),
-    'model.vocab_block': (1, None),
+    'model.vocab_block': (0, None),
     'lora.rank': (0, None),
     'lora.alpha': (0, None),
     'batch.prompts': (1, None),

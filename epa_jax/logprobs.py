@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from epa_jax import sharding
 from epa_jax.models import transformer
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import PackedBatch, Params, ResponseTable, Role
@@ -16,13 +17,30 @@ from epa_jax.vocabulary import Blocks, token_collisions, token_likeliest, token_
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """What predicts the scored tokens, in a length that chunks divide."""
+    """What predicts the scored tokens, in a length that chunks divide.
+
+    Attributes:
+      hidden: [R, C, D], R rows of C places, those that are scored first.
+      targets: int32 [R, C].
+      valid: bool [R, C]; False is padding.
+      count: int32 [], places from there on are padding in every row.
+      blocks: how much meets the vocabulary at once.
+      places: int32 [B * S], where each place of the batch is in the rows; None where rows
+        are those of the batch, with padding behind them.
+    """
 
     hidden: jax.Array
     targets: jax.Array
     valid: jax.Array
     count: jax.Array
     blocks: Blocks
+    places: jax.Array | None
+
+    def in_batch(self, values_RC: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Values in the order of the batch, [B, S]."""
+        if self.places is None:
+            return values_RC[:, : shape[1]]
+        return values_RC.ravel()[self.places].reshape(shape)
 
 
 def packed_states(
@@ -51,12 +69,27 @@ def _scored(
     hidden = packed_states(params, batch, spec=spec, compute=compute)
     valid = batch.score_slots < batch.lengths[0].size
     chunk = min(compute.logprob_chunk or valid.shape[1], valid.shape[1])
-    positions, targets, valid = (
-        _pad_to(x, chunk) for x in (batch.score_positions, batch.score_targets, valid)
-    )
+    positions, targets, places = batch.score_positions, batch.score_targets, None
+    if len(valid) > 1 and not _split(compute):
+        # one row of all that is scored: chunks then skip all that is not
+        chunk *= len(valid)
+        starts = jnp.arange(len(valid))[:, None] * hidden.shape[1]
+        hidden = hidden.reshape(1, -1, hidden.shape[2])
+        order = jnp.argsort(~jnp.ravel(valid), stable=True)
+        places = jnp.argsort(order)
+        positions, targets, valid = (
+            jnp.take(x, order)[None] for x in (positions + starts, targets, valid)
+        )
+    positions, targets, valid = (_pad_to(x, chunk) for x in (positions, targets, valid))
     hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
     blocks = Blocks(chunk, compute.vocab_block, compute.mesh)
-    return _Scored(hidden, targets, valid, jnp.max(jnp.sum(valid, axis=1)), blocks)
+    count = jnp.max(jnp.sum(valid, axis=1))
+    return _Scored(hidden, targets, valid, count, blocks, places)
+
+
+def _split(compute: transformer.Compute) -> bool:
+    """Whether devices share the rows of a batch."""
+    return compute.mesh is not None and sharding.batch_devices(compute.mesh) > 1
 
 
 def _pad_to(x_BS: jax.Array, multiple: int) -> jax.Array:
@@ -89,7 +122,8 @@ def response_table(
     scored = _scored(params, batch, spec, compute)
     head = transformer.head_weights(params)
     logps_BS = token_logps(scored.hidden, head, scored.targets, scored.count, scored.blocks)
-    logps_BS = jnp.where(scored.valid, logps_BS, 0.0)[:, : batch.score_slots.shape[1]]
+    logps_BS = jnp.where(scored.valid, logps_BS, 0.0)
+    logps_BS = scored.in_batch(logps_BS, batch.score_slots.shape)
     if tail_weight != 1:
         logps_BS *= jnp.where(_in_tail(batch), tail_weight, 1.0)
     rows, groups, responses = batch.roles.shape
@@ -101,7 +135,8 @@ def response_table(
     if collision:
         hidden, head = jax.lax.stop_gradient((scored.hidden, head))
         values = token_collisions(hidden, head, scored.count, scored.blocks)
-        values = jnp.where(scored.valid, values, 0.0)[:, : batch.score_slots.shape[1]]
+        values = jnp.where(scored.valid, values, 0.0)
+        values = scored.in_batch(values, batch.score_slots.shape)
         mean = flat(_sum_by_slot(values, batch)) / jnp.maximum(flat(batch.lengths), 1)
         log_collision = mean
     return ResponseTable(
@@ -130,12 +165,13 @@ def greedy_responses(
     """
     scored = _scored(params, batch, spec, compute)
     head = transformer.head_weights(params)
-    size = batch.score_slots.shape[1]
+    size = batch.score_slots.shape
     logps = token_logps(scored.hidden, head, scored.targets, scored.count, scored.blocks)
     found = token_likeliest(scored.hidden, head, scored.count, scored.blocks)
     other = scored.valid & (found != scored.targets)
-    sums = _sum_by_slot(jnp.where(scored.valid, logps, 0.0)[:, :size], batch)
-    misses = _sum_by_slot(other[:, :size].astype(jnp.int32), batch)
+    logps = scored.in_batch(jnp.where(scored.valid, logps, 0.0), size)
+    sums = _sum_by_slot(logps, batch)
+    misses = _sum_by_slot(scored.in_batch(other, size).astype(jnp.int32), batch)
     shape = (-1, batch.roles.shape[2])
     return sums.reshape(shape), misses.reshape(shape) == 0
 

@@ -41,6 +41,8 @@ from epa_jax.weights import Weights, flops_per_token, load_reference, load_weigh
 
 log = logging.getLogger(__name__)
 
+GPU_VOCAB_BLOCK = 16384
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -215,6 +217,12 @@ def automatic_chunk(mesh: Mesh) -> int:
     return 0 if sharding.batch_devices(mesh) > 1 else transformer.Compute.logprob_chunk
 
 
+def automatic_block(mesh: Mesh) -> int:
+    """`Compute.vocab_block` likewise: a GPU needs large products to be busy."""
+    gpu = mesh.devices.flat[0].platform == 'gpu'
+    return GPU_VOCAB_BLOCK if gpu else transformer.Compute.vocab_block
+
+
 def compute_of(run: RunConfig, mesh: Mesh) -> transformer.Compute:
     """How the run's model computes on a mesh."""
     return transformer.Compute(
@@ -222,7 +230,7 @@ def compute_of(run: RunConfig, mesh: Mesh) -> transformer.Compute:
         remat=run.model.remat,
         attention=run.model.attention,
         logprob_chunk=run.model.logprob_chunk or automatic_chunk(mesh),
-        vocab_block=run.model.vocab_block,
+        vocab_block=run.model.vocab_block or automatic_block(mesh),
         mesh=mesh,
     )
 

@@ -1,8 +1,10 @@
 """What a run is made of before its first step."""
 
 import dataclasses
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from epa_jax import prepare, sharding
@@ -83,3 +85,12 @@ def test_rows_split_over_devices_meet_the_vocabulary_whole():
     assert prepare.automatic_chunk(alone) == Compute.logprob_chunk > 0
     assert prepare.automatic_chunk(sharding.make_mesh(MeshConfig(1, -1, 1))) == 0
     assert prepare.automatic_chunk(sharding.make_mesh(MeshConfig(1, 1, -1))) > 0
+
+
+def test_a_gpu_meets_more_of_the_vocabulary_at_once():
+    def mesh(platform):
+        device = types.SimpleNamespace(platform=platform)
+        return types.SimpleNamespace(devices=np.array([[[device]]]))
+
+    assert prepare.automatic_block(mesh('cpu')) == Compute.vocab_block
+    assert prepare.automatic_block(mesh('gpu')) > Compute.vocab_block

@@ -31,6 +31,13 @@ def test_trl_pads_to_the_longest_of_the_batch():
     assert trl_dpo.padded_tokens([STEP], multiple=8) == 4 * 8
 
 
+def test_a_step_is_cut_into_micro_batches():
+    halves = trl_dpo.micro_batches([[1, 2, 3, 4], [5, 6, 7, 8]], 2)
+    assert halves == [[1, 2], [3, 4], [5, 6], [7, 8]]
+    with pytest.raises(task.TaskError, match='--accumulate=3: expected a divisor of 4'):
+        trl_dpo.micro_batches([[1, 2, 3, 4]], 3)
+
+
 def test_trl_s_command_line(capsys, tmp_path):
     args = trl_dpo.arguments(['--steps-file=s', '--model=m', '--precompute'])
     assert trl_dpo.variant(args) == 'precompute'

@@ -5,16 +5,14 @@ Claim: MPO learns the preferences, and likelihood on SFT data and text keeps ski
 Command: python -m experiments.papers.mpo.retention (needs `make smollm2`; runs that are
   done are skipped, so it can be stopped and started again), then
   python -m experiments.papers.mpo.tables
-Data: pairs of HH-RLHF harmless-base with prompts of at most 64 tokens, responses cut at
-  48; SFT: the best of eight responses to AlpacaEval prompts, cut likewise; text: passages
-  of LAMBADA. Held out: 300 pairs and 60 responses, of which
-  those count whose prompts fit, and 100 passages.
+Data: pairs of HH-RLHF harmless-base with prompts of at most 256 tokens, responses cut at
+  96; SFT: the best of eight responses to AlpacaEval prompts, cut likewise; text: passages
+  of LAMBADA. Held out: 500 pairs and 150 responses, of which those count whose prompts
+  fit, and 200 passages.
 """
 
 import argparse
 import dataclasses
-import functools
-import hashlib
 import itertools
 import json
 import shutil
@@ -28,22 +26,12 @@ import jax
 import numpy as np
 
 from epa_jax.config import resolve
-from epa_jax.data.load import load_datasets
-from epa_jax.data.streams import load_streams
-from epa_jax.evals.answers import answer
-from epa_jax.evals.generation import sample
-from epa_jax.evals.sampling import Sampling
-from epa_jax.evals.scoring import score
-from epa_jax.evals.tasks import Task, read_task
 from epa_jax.formats.load import load_model
-from epa_jax.formats.tokenizer import load_tokenizer
-from epa_jax.models.spec import ModelSpec
-from epa_jax.models.transformer import Compute
 from epa_jax.schema import RunConfig
 from epa_jax.train import train
-from epa_jax.types import Params, TokenExample
 from experiments import mpo_smollm2
 from experiments.papers.common import results_of
+from experiments.papers.mpo.bench import Bench, held_out, measure, questions, samples
 from experiments.papers.mpo.splits import write_split
 
 DATA = Path('../shared/data')
@@ -68,9 +56,11 @@ METHODS: dict[str, dict[str, Any]] = {
 class Size:
     """How much is trained and measured; see the command line."""
 
-    steps: int = 32
-    questions: int = 100
-    samples: int = 48
+    steps: int = 96
+    prompts: int = 32
+    rows: int = 2
+    questions: int = 200
+    samples: int = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,28 +71,14 @@ class Files:
     held_out: Mapping[str, Path]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bench:
-    """What every policy is measured on.
-
-    Attributes:
-      tasks: questions by name.
-      texts: held-out token examples by name; samples of the start among them, so that the
-        fall of their log-prob is a KL.
-    """
-
-    tasks: Mapping[str, Task]
-    texts: Mapping[str, list[TokenExample]]
-
-
 def split_files(folder: Path) -> Files:
     """Pairs, SFT data and text, each in two files."""
     parts = {
         name: write_split(DATA / source, folder, count=count)
         for name, source, count in (
-            ('pairs', 'hh_rlhf_harmless_test.jsonl.gz', 300),
-            ('sft', 'alpaca_eval_nary.jsonl.gz', 60),
-            ('text', 'bench/mosaic_lambada_openai.jsonl', 100),
+            ('pairs', 'hh_rlhf_harmless_test.jsonl.gz', 500),
+            ('sft', 'alpaca_eval_nary.jsonl.gz', 150),
+            ('text', 'bench/mosaic_lambada_openai.jsonl', 200),
         )
     }
     return Files(
@@ -124,15 +100,17 @@ def run_config(
         'model.remat': 'none',
         'data.train': str(files.train['pairs']),
         'data.eval_examples': 0,
-        'data.max_prompt_tokens': 64,
+        'data.max_prompt_tokens': 256,
         'data.overlong_prompt': 'drop',
-        'data.max_response_tokens': 48,
+        'data.max_response_tokens': 96,
+        'batch.prompts': size.prompts,
+        'batch.rows': size.rows,
         'sft.train': str(files.train['sft']),
         'sft.eval_examples': 0,
-        'sft.sequences': 2,
+        'sft.sequences': size.prompts // 4,
         'pretrain.train': str(files.train['text']),
         'pretrain.eval_examples': 0,
-        'pretrain.sequences': 2,
+        'pretrain.sequences': size.prompts // 4,
         'pretrain.max_tokens': 128,
         'optim.lr': lr,
         'log.every': 10,
@@ -154,88 +132,18 @@ def config_with(config: Any, values: Mapping[str, Any]) -> Any:
 
 
 def prepare_bench(
-    run: RunConfig, files: Files, size: Size, tasks: Mapping[str, Path]
+    run: RunConfig, files: Files, size: Size, tasks: Mapping[str, Path], drawn: Path
 ) -> Bench:
-    """Questions, held-out text and samples of the start."""
-    tokenizer = load_tokenizer(run.model.path)
-    loaded = functools.partial(load_datasets, tokenizer=tokenizer, min_strong=1)
-    held = {name: str(path) for name, path in files.held_out.items()}
-    trained = {e.prompt_key for e in loaded(run.data).train}
-    pairs = loaded(dataclasses.replace(run.data, train=held['pairs']))
-    streams = load_streams(
-        dataclasses.replace(
-            run,
-            sft=dataclasses.replace(run.sft, train=held['sft']),
-            pretrain=dataclasses.replace(run.pretrain, train=held['text']),
-        ),
-        tokenizer,
-    )
-    texts = {stream.name: stream.train for stream in streams}
-    texts['pairs'] = [e for e in pairs.train if e.prompt_key not in trained]
-    spec, params = load_model(run.model.path)
-    for name in ('pairs', 'sft'):
-        examples = texts[name][: size.samples]
-        responses = sample(
-            params,
-            spec,
-            Compute(),
-            [example.prompt_ids for example in examples],
-            Sampling(run.data.max_response_tokens, (int(tokenizer.eos_token_id),)),
-            key=jax.random.key(0),
-        )
-        texts[f'own_{name}'] = [
-            dataclasses.replace(example, response_ids=(response,))
-            for example, response in zip(examples, responses, strict=True)
-        ]
-    questions = {
-        name: read_task(str(path), limit=size.questions) for name, path in tasks.items()
-    }
-    return Bench(questions, texts)
-
-
-def fingerprint(bench: Bench) -> str:
-    """Of all that is measured; runs are compared with a start of the same."""
-    digest = hashlib.sha256()
-    for name in sorted(bench.texts):
-        for example in bench.texts[name]:
-            for ids in (example.prompt_ids, *example.response_ids):
-                digest.update(ids.tobytes() + b'|')
-    for name in sorted(bench.tasks):
-        for question in bench.tasks[name].questions:
-            digest.update(repr((question.options, question.gold)).encode())
-    return digest.hexdigest()[:16]
-
-
-def measure(
-    bench: Bench, params: Params, spec: ModelSpec, run: RunConfig
-) -> dict[str, Any]:
-    """Log-probs of every question's options and of every held-out response."""
-    tokenizer = load_tokenizer(run.model.path)
-    tasks = {
-        name: answer(task, params, spec, Compute(), tokenizer, rows=2)
-        for name, task in bench.tasks.items()
-    }
-    texts = {}
-    for name, examples in bench.texts.items():
-        prompts = [example.prompt_ids for example in examples]
-        answers = [example.response_ids for example in examples]
-        found = score(params, spec, Compute(), prompts, answers, rows=2).logps
-        texts[name] = {
-            'logps': found.tolist(),
-            'tokens': [[len(ids) for ids in responses] for responses in answers],
-        }
-    return {
-        'bench': fingerprint(bench),
-        'tasks': {name: result.summary() for name, result in tasks.items()},
-        'questions': {name: result.records() for name, result in tasks.items()},
-        'texts': texts,
-    }
+    """Questions, held-out text and samples of the start, which `drawn` keeps."""
+    texts = held_out(run, files.held_out)
+    texts |= samples(run, texts, size.samples, drawn)
+    return Bench(questions(tasks, size.questions), texts, size.rows)
 
 
 def grid(args: argparse.Namespace) -> Iterator[tuple[str, float, int]]:
     """Runs in the order in which they are done: all methods before the next rate."""
     for seed, lr in itertools.product(range(args.seeds), args.lrs):
-        for method in args.methods:
+        for method in (m for m in args.methods if m != 'start'):
             yield method, lr, seed
 
 
@@ -254,15 +162,15 @@ def main() -> None:
     """Writes a JSON file for the start and each run."""
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    version = commit()
-    size = Size(args.steps, args.questions)
-    files = split_files(Path('runs/mpo_retention'))
+    version = args.commit or commit()
+    size = Size(args.steps, args.prompts, args.rows, args.questions, args.samples)
+    files = split_files(args.work)
     tasks = {name: DATA / f'bench/mosaic_{name}.jsonl' for name in TASKS}
     tasks['lambada'] = files.held_out['text']  # of the kind that a stream trains on
-    changes = {'model.path': str(args.model)}
+    changes = {'model.path': str(args.model), 'model.compute_dtype': args.dtype}
     first = run_config('mpo+sft+text', args.lrs[0], 0, size, files, changes)
-    bench = prepare_bench(first, files, size, tasks)
-    if not (args.out / 'start.json').exists():
+    bench = prepare_bench(first, files, size, tasks, args.work / 'samples.json')
+    if not (args.out / 'start.json').exists() and 'start' in args.methods:
         spec, params = load_model(first.model.path)
         start = measure(bench, params, spec, first)
         write(args.out / 'start.json', {'commit': version} | start)
@@ -271,12 +179,14 @@ def main() -> None:
         if path.exists():
             continue
         began = time.perf_counter()
-        found = train_and_measure(run_config(method, lr, seed, size, files, changes), bench)
+        run = run_config(method, lr, seed, size, files, changes)
+        found = train_and_measure(run, bench)
         seconds = time.perf_counter() - began
         about = {'method': method, 'lr': lr, 'seed': seed, 'commit': version}
         write(path, about | {'wall_seconds': seconds} | found)
         print(f'{path} {seconds:.0f} s', flush=True)
-        jax.clear_caches()
+        if jax.default_backend() == 'cpu':
+            jax.clear_caches()  # programs of one run after another would fill the memory
 
 
 def arguments() -> argparse.Namespace:
@@ -285,11 +195,18 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add('--model', type=Path, default=Path('models/SmolLM2-135M-Instruct.gguf'))
     add('--out', type=Path, default=results_of(__file__) / 'retention')
-    add('--methods', nargs='+', default=list(METHODS), choices=list(METHODS))
-    add('--lrs', nargs='+', type=float, default=[3e-5, 1e-5, 1e-4])
-    add('--seeds', type=int, default=1, help='how many')
-    add('--steps', type=int, default=Size.steps, help='updates of 8 pairs')
+    add('--work', type=Path, default=Path('runs/mpo_retention'), help='splits, samples')
+    everything = ['start', *METHODS]
+    add('--methods', nargs='+', default=everything, choices=everything)
+    add('--lrs', nargs='+', type=float, default=[1e-5, 3e-5, 1e-4])
+    add('--seeds', type=int, default=2, help='how many')
+    add('--steps', type=int, default=Size.steps, help='updates')
+    add('--prompts', type=int, default=Size.prompts, help='pairs of an update')
+    add('--rows', type=int, default=Size.rows, help='computed together')
     add('--questions', type=int, default=Size.questions, help='of each task')
+    add('--samples', type=int, default=Size.samples, help='of the start, on two kinds')
+    add('--dtype', default='float32', help='of the products of training')
+    add('--commit', default='', help='of this code, where git cannot tell')
     return parser.parse_args()
 
 

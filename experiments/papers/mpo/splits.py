@@ -1,6 +1,7 @@
 """A file of records in two: to train on and to measure."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -29,5 +30,7 @@ def write_split(
     for path, wanted in zip(paths, (False, True), strict=True):
         rows = [row for i, row in enumerate(lines) if (i in held) == wanted]
         text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-        path.write_text(text, 'utf-8')
+        part = path.with_suffix(f'.{os.getpid()}')  # another process may be reading
+        part.write_text(text, 'utf-8')
+        part.replace(path)
     return paths

@@ -15,10 +15,11 @@ from epa_jax.formats.load import load_model
 from epa_jax.models import transformer
 from epa_jax.models.transformer import Compute
 from experiments.papers.mpo import retention, tables
+from experiments.papers.mpo.bench import fingerprint, measure
 from experiments.papers.mpo.splits import write_split
 from tests import small_run, tiny
 
-SIZE = retention.Size(steps=3, questions=6, samples=4)
+SIZE = retention.Size(steps=3, prompts=8, rows=8, questions=6, samples=4)
 
 
 def write(path, records):
@@ -74,6 +75,8 @@ def config(folder, files, method, lr=1e-2):
         'model.path': str(folder / 'model'),
         'workdir': str(folder / 'runs' / method),
         'reference.cache_dir': str(folder / 'cache'),
+        'data.max_prompt_tokens': 64,
+        'data.max_response_tokens': 48,
     }
     return retention.run_config(method, lr, 0, SIZE, files, changes)
 
@@ -84,10 +87,13 @@ def results(folder, files):
     out = folder / 'results' / 'retention'
     run = config(folder, files, 'mpo+sft+text')
     tasks = {'choices': folder / 'choices.jsonl', 'lambada': files.held_out['text']}
-    bench = retention.prepare_bench(run, files, SIZE, tasks)
+    drawn = folder / 'samples.json'
+    bench = retention.prepare_bench(run, files, SIZE, tasks, drawn)
+    again = retention.prepare_bench(run, files, SIZE, tasks, drawn)
+    assert fingerprint(again) == fingerprint(bench)  # other processes draw nothing anew
     out.mkdir(parents=True)
     spec, params = load_model(run.model.path)
-    retention.write(out / 'start.json', retention.measure(bench, params, spec, run))
+    retention.write(out / 'start.json', measure(bench, params, spec, run))
     for method in ('mpo+sft+text', 'dpo'):
         found = retention.train_and_measure(config(folder, files, method), bench)
         about = {'method': method, 'lr': 1e-2, 'seed': 0, 'wall_seconds': 1.0}
