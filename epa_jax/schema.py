@@ -117,9 +117,10 @@ class ModelConfig:
       compute_dtype: dtype of matrix products; log-probs are always float32.
       remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' the
         matrix products, 'full' only the layer's input.
-      attention: attention back end: 'auto' is 'pallas' on a TPU and 'xla' elsewhere;
-        'splash' is for TPUs, 'cudnn' for CUDA GPUs (see `models.attention`). One that
-        the machine cannot run falls back, with a line in the log.
+      attention: attention back end: 'auto' is 'pallas' on a TPU, 'cudnn' on a GPU if
+        compute_dtype is a 16-bit float, and 'xla' elsewhere; 'splash' is for TPUs (see
+        `models.attention`). One that the machine cannot run falls back, with a line in
+        the log.
       logprob_chunk: tokens per row that meet the vocabulary at once; 0 is all where rows
         are split over devices, which then reduce the head's gradient once, and 128 else.
       vocab_block: words of the vocabulary that they meet at once, on every device; 0 is

@@ -5,10 +5,9 @@
 | xla | all | yes | blocks of queries against the keys before them |
 | pallas | TPU | no | `flash`: skips blocks that no token of a block may see |
 | splash | TPU | no | `splash`: one response a prompt only |
-| cudnn | CUDA GPU | yes, as a bias | 16-bit floats only |
+| cudnn | CUDA GPU | yes | 16-bit floats, heads up to 128 wide; skips what comes later |
 
-'auto' is pallas on a TPU and xla elsewhere. On a GPU that is the careful choice: cuDNN's
-kernel has not been run with these masks yet, so it has to be asked for by name. What the
+'auto' is pallas on a TPU, cudnn on a GPU in 16-bit floats, and xla elsewhere. What the
 machine cannot run falls back, and says so once.
 """
 
@@ -33,6 +32,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 BACKENDS = ('auto', 'xla', 'pallas', 'splash', 'cudnn')
 BLOCK = 256  # queries per block of the XLA back end
 MAX_BLOCKS = 8  # bounds the size of the compiled program
+CUDNN_WIDEST = 128  # heads of one kernel for all GPUs
 
 
 def attend(
@@ -100,10 +100,8 @@ def prepare(
     platform = 'tpu' if interpret else _platform(mesh)
     chosen = choose(backend, platform, dtype, shared=tokens.branches is not None)
     if chosen in ('xla', 'cudnn'):
-        mask = visible(tokens, sliding_window)
-        if chosen == 'xla':
-            return functools.partial(_blocked, mask_BTT=mask)
-        return functools.partial(_cudnn, bias_BTT=_as_bias(mask, dtype))
+        dense = _blocked if chosen == 'xla' else _cudnn
+        return functools.partial(dense, mask_BTT=visible(tokens, sliding_window))
     kernel: Callable = flash.attend if chosen == 'pallas' else splash.attend
     block = flash.block_size(tokens.segments.shape[1])
     rows = sharding.partition(('batch',))
@@ -141,13 +139,15 @@ def choose(backend: str, platform: str, dtype: Any, *, shared: bool) -> str:
         raise ValueError(
             f'attention back end {backend!r}: expected one of {", ".join(BACKENDS)}'
         )
+    short = jnp.dtype(dtype).itemsize == 2
     if backend == 'auto':
-        return 'pallas' if platform == 'tpu' else 'xla'
+        fast = {'tpu': 'pallas', 'gpu': 'cudnn' if short else 'xla'}
+        return fast.get(platform, 'xla')
     if backend in ('pallas', 'splash') and platform != 'tpu':
         return _fall_back(backend, 'xla', f'it is a kernel for TPUs, this is a {platform}')
     if backend == 'cudnn' and platform != 'gpu':
         return _fall_back(backend, 'xla', f'it is for CUDA GPUs, this is a {platform}')
-    if backend == 'cudnn' and jnp.dtype(dtype).itemsize != 2:
+    if backend == 'cudnn' and not short:
         reason = f'it computes in 16-bit floats, not {jnp.dtype(dtype)}'
         return _fall_back(backend, 'xla', f'{reason} (model.compute_dtype)')
     if backend == 'splash' and shared:
@@ -179,16 +179,15 @@ def _on_shards(
     )
 
 
-def _as_bias(mask_BTT: jax.Array, dtype: Any) -> jax.Array:
-    """The mask as what is added to scores: 0, or too little to count."""
-    hidden = 0.5 * jnp.finfo(dtype).min  # finite when scores are added
-    return jnp.where(mask_BTT, 0.0, hidden).astype(dtype)
-
-
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, bias_BTT: jax.Array) -> jax.Array:
-    """CuDNN's flash attention; it skips what comes later, the bias hides the rest."""
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> jax.Array:
+    """CuDNN's flash attention: skips what comes later, and the mask hides the rest."""
+    length, width = q.shape[1], q.shape[3]
+    if length % 2 or width % 8 or width > CUDNN_WIDEST:
+        reason = f'it does not know rows of {length} tokens and heads {width} wide'
+        _fall_back('cudnn', 'xla', reason)
+        return _blocked(q, k, v, mask_BTT)
     return jax.nn.dot_product_attention(
-        q, k, v, bias=bias_BTT[:, None], is_causal=True, implementation='cudnn'
+        q, k, v, mask=mask_BTT[:, None], is_causal=True, implementation='cudnn'
     )
 
 

@@ -51,7 +51,8 @@ def test_blocks_equal_plain_attention_with_repeated_heads(length):
     ('backend', 'platform', 'dtype', 'shared', 'chosen', 'reason'),
     [
         ('auto', 'cpu', 'float32', True, 'xla', None),
-        ('auto', 'gpu', 'bfloat16', True, 'xla', None),
+        ('auto', 'gpu', 'bfloat16', True, 'cudnn', None),
+        ('auto', 'gpu', 'float32', True, 'xla', None),
         ('auto', 'tpu', 'float32', True, 'pallas', None),
         ('xla', 'tpu', 'float32', True, 'xla', None),
         ('splash', 'tpu', 'float32', False, 'splash', None),
@@ -76,6 +77,19 @@ def test_the_machine_and_the_rows_decide_and_say_so_once(
         (line,) = caplog.messages
         assert f'model.attention={backend}: falling back to {chosen}' in line
         assert reason in line
+
+
+def test_cudnn_leaves_heads_and_rows_that_it_does_not_know_to_xla(caplog):
+    attention._fall_back.cache_clear()
+    tokens = packed(0, 61)[1]
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, 61, 4, 8), jnp.bfloat16) for key in keys)
+    visible = mask.visible(tokens, None)
+    with caplog.at_level(logging.WARNING):
+        found = attention._cudnn(q, k, v, visible)
+    assert 'rows of 61 tokens and heads 8 wide' in caplog.text
+    expected = attention.attend(q, k, v, tokens, backend='xla')
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_an_unknown_back_end_is_refused():
