@@ -5,10 +5,10 @@ Claim: MPO learns the preferences, and likelihood on SFT data and text keeps ski
 Command: python -m experiments.papers.mpo.retention (needs `make smollm2`; runs that are
   done are skipped, so it can be stopped and started again), then
   python -m experiments.papers.mpo.tables
-Data: pairs of HH-RLHF harmless-base with prompts of at most 256 tokens, responses cut at
-  96; SFT: the best of eight responses to AlpacaEval prompts, cut likewise; text: passages
-  of LAMBADA. Held out: 500 pairs and 150 responses, of which those count whose prompts
-  fit, and 200 passages.
+Data: pairs of HH-RLHF harmless-base with prompts of at most 64 tokens, responses cut at
+  48; SFT: the best of eight responses to AlpacaEval prompts, cut likewise; text: passages
+  of LAMBADA. Held out: 300 pairs and 60 responses, of which those count whose prompts
+  fit, and 100 passages.
 """
 
 import argparse
@@ -56,11 +56,11 @@ METHODS: dict[str, dict[str, Any]] = {
 class Size:
     """How much is trained and measured; see the command line."""
 
-    steps: int = 96
-    prompts: int = 32
-    rows: int = 2
-    questions: int = 200
-    samples: int = 128
+    steps: int = 32
+    prompts: int = 8
+    rows: int = 0
+    questions: int = 100
+    samples: int = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +76,9 @@ def split_files(folder: Path) -> Files:
     parts = {
         name: write_split(DATA / source, folder, count=count)
         for name, source, count in (
-            ('pairs', 'hh_rlhf_harmless_test.jsonl.gz', 500),
-            ('sft', 'alpaca_eval_nary.jsonl.gz', 150),
-            ('text', 'bench/mosaic_lambada_openai.jsonl', 200),
+            ('pairs', 'hh_rlhf_harmless_test.jsonl.gz', 300),
+            ('sft', 'alpaca_eval_nary.jsonl.gz', 60),
+            ('text', 'bench/mosaic_lambada_openai.jsonl', 100),
         )
     }
     return Files(
@@ -100,9 +100,9 @@ def run_config(
         'model.remat': 'none',
         'data.train': str(files.train['pairs']),
         'data.eval_examples': 0,
-        'data.max_prompt_tokens': 256,
+        'data.max_prompt_tokens': 64,
         'data.overlong_prompt': 'drop',
-        'data.max_response_tokens': 96,
+        'data.max_response_tokens': 48,
         'batch.prompts': size.prompts,
         'batch.rows': size.rows,
         'sft.train': str(files.train['sft']),
@@ -137,7 +137,7 @@ def prepare_bench(
     """Questions, held-out text and samples of the start, which `drawn` keeps."""
     texts = held_out(run, files.held_out)
     texts |= samples(run, texts, size.samples, drawn)
-    return Bench(questions(tasks, size.questions), texts, size.rows)
+    return Bench(questions(tasks, size.questions), texts, size.rows or Bench.rows)
 
 
 def grid(args: argparse.Namespace) -> Iterator[tuple[str, float, int]]:
@@ -198,11 +198,11 @@ def arguments() -> argparse.Namespace:
     add('--work', type=Path, default=Path('runs/mpo_retention'), help='splits, samples')
     everything = ['start', *METHODS]
     add('--methods', nargs='+', default=everything, choices=everything)
-    add('--lrs', nargs='+', type=float, default=[1e-5, 3e-5, 1e-4])
-    add('--seeds', type=int, default=2, help='how many')
+    add('--lrs', nargs='+', type=float, default=[3e-5, 1e-5, 1e-4])
+    add('--seeds', type=int, default=1, help='how many')
     add('--steps', type=int, default=Size.steps, help='updates')
     add('--prompts', type=int, default=Size.prompts, help='pairs of an update')
-    add('--rows', type=int, default=Size.rows, help='computed together')
+    add('--rows', type=int, default=Size.rows, help='computed together; 0 chooses')
     add('--questions', type=int, default=Size.questions, help='of each task')
     add('--samples', type=int, default=Size.samples, help='of the start, on two kinds')
     add('--dtype', default='float32', help='of the products of training')
