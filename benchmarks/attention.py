@@ -6,6 +6,7 @@ and gradients, and timed forward and backward together.
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,8 @@ def passes(backend: str, tokens: Tokens, precision: str | None = None) -> Callab
     def run(q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array) -> list[jax.Array]:
         with jax.default_matmul_precision(precision):
             real = (tokens.segments != 0)[:, :, None, None]
-            out, pull = jax.vjp(
-                lambda *a: attention.attend(*a, tokens, backend=backend), q, k, v
-            )
+            attend = functools.partial(attention.attend, tokens=tokens, backend=backend)
+            out, pull = jax.vjp(attend, q, k, v)
             return [jnp.where(real, out, 0), *pull(jnp.where(real, dout, 0))]
 
     return jax.jit(run)
