@@ -13,6 +13,7 @@ from epa_jax.coupling import sum_up
 from epa_jax.data.mixture import StepData
 from epa_jax.data.packing import real_tokens
 from epa_jax.evals.preference import evaluate
+from epa_jax.interrupt import Interrupts
 from epa_jax.likelihood import add_streams, measure_streams
 from epa_jax.metrics import finalise
 from epa_jax.prepare import Job
@@ -23,6 +24,7 @@ from epa_jax.writers import Writers
 
 log = logging.getLogger(__name__)
 
+OWED = 'evaluation_owed'  # beside the data position: see `Loop`
 
 class TrainingError(RuntimeError):
     """A run that cannot go on."""
@@ -81,7 +83,28 @@ class Tally:
 class Loop:
     """Drives one run from a step to its end."""
 
-    def __init__(self, job: Job, outputs: Outputs, state: TrainState, step: int):
+    def __init__(
+        self,
+        job: Job,
+        outputs: Outputs,
+        state: TrainState,
+        step: int,
+        *,
+        interrupts: Interrupts | None = None,
+        owed: bool = False,
+    ):
+        """Sets it up at a step.
+
+        Args:
+          job: the run.
+          outputs: where it reports to.
+          state: train state of `step`.
+          step: updates done.
+          interrupts: notices to stop; None listens to none.
+          owed: the run was stopped before an evaluation that was due at `step`.
+        """
+        self.interrupts = interrupts or Interrupts()
+        self.owed = owed
         self.job = job
         self.out = outputs
         self.state = state
@@ -99,9 +122,10 @@ class Loop:
         Raises:
           TrainingError: too many updates in a row were not finite.
           guard.GuardError: the policy does not start at its reference.
+          interrupt.Interrupted: asked to stop, and saved.
         """
         run = self.job.run
-        if self.step == 0:
+        if self.step == 0 or self.owed:
             self._evaluate()
         while self.step < self.job.total_steps:
             data = next(batches)
@@ -112,10 +136,14 @@ class Loop:
             self.step += 1
             self._pending = (self.step, metrics, self._count(data))
             last = self.step == self.job.total_steps
-            if last or self._due(run.log.eval_every):
+            asked = self.interrupts.asked(self.step) and not last
+            self.owed = asked and self._due(run.log.eval_every)
+            if last or (self._due(run.log.eval_every) and not asked):
                 self._evaluate()
-            if last or self._due(run.checkpoint.every):
+            if last or asked or self._due(run.checkpoint.every):
                 self._save(batches)
+            if asked:
+                raise self.interrupts.stopped(self.step, run.workdir)
         return self.state
 
     def _due(self, every: int) -> bool:
@@ -209,7 +237,8 @@ class Loop:
     def _save(self, batches: grain.DatasetIterator) -> None:
         self._report()
         metrics = self.tally.evaluations.get(self.step, {})
-        self.out.checkpoints.save(self.step, self.state, batches.get_state(), metrics)
+        position = batches.get_state() | ({OWED: True} if self.owed else {})
+        self.out.checkpoints.save(self.step, self.state, position, metrics)
         self._mark = time.perf_counter()
 
 

@@ -23,7 +23,8 @@ from epa_jax.formats.export import export_adapter, export_model
 from epa_jax.formats.names import FormatError
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
-from epa_jax.loop import Loop, Outputs, TrainingError
+from epa_jax.interrupt import Interrupted, Interrupts
+from epa_jax.loop import OWED, Loop, Outputs, TrainingError
 from epa_jax.losses import LOSSES, LossDef
 from epa_jax.model_card import model_card
 from epa_jax.models.hf_config import SpecError
@@ -33,6 +34,7 @@ from epa_jax.prepare import Job, loss_of, prepare
 from epa_jax.progress import Progress, SilentProgress, make_progress
 from epa_jax.reference import StaleCacheError
 from epa_jax.run_folder import RunFolder, open_run_folder
+from epa_jax.run_lock import locked
 from epa_jax.schema import RunConfig
 from epa_jax.types import Params
 from epa_jax.weights import base_fingerprint, check_base
@@ -83,7 +85,16 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
       ConfigError: keys that contradict one another, the data, the model or the devices.
       loop.TrainingError: too many updates in a row that were not finite.
       guard.GuardError: the policy does not start at its reference.
+      interrupt.Interrupted: it was asked to stop; nothing is lost if it had begun to train.
     """
+    with Interrupts() as interrupts, locked(run.workdir):
+        return _train(run, losses, interrupts)
+
+
+def _train(
+    run: RunConfig, losses: Mapping[str, LossDef], interrupts: Interrupts
+) -> TrainResult:
+    """`train`, alone in the run folder."""
     began = time.perf_counter()
     loss = loss_of(run, losses)  # what cannot work is refused before any work
     folder = open_run_folder(run)
@@ -99,7 +110,7 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
         folder.checkpoints, run.checkpoint, config=folder.config | base
     )
     try:
-        loop = _run_loop(job, folder, checkpoints)
+        loop = _run_loop(job, folder, checkpoints, interrupts)
     finally:
         checkpoints.close()
     summary = _summary(job, folder, loop, time.perf_counter() - began)
@@ -129,10 +140,13 @@ def _export(job: Job, folder: RunFolder, trained: Params, card: str) -> None:
         )
 
 
-def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
+def _run_loop(
+    job: Job, folder: RunFolder, checkpoints: Checkpoints, interrupts: Interrupts
+) -> Loop:
     """Starts from the newest checkpoint, or from the beginning, and runs to the end."""
     batches = job.batches.train.steps()
     step = checkpoints.latest_step() if job.run.checkpoint.resume else None
+    owed = False
     if step is None:
         state = job.initial_state()
     else:
@@ -140,6 +154,7 @@ def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
         if job.weights.lora is not None:
             check_base(restored.config, job.weights.base, str(folder.checkpoints))
         state = restored.state
+        owed = restored.data_state.pop(OWED, False)
         batches.set_state(restored.data_state)
         log.info('resumed from step %d of %s', step, folder.checkpoints)
     progress: Progress = SilentProgress()
@@ -149,9 +164,12 @@ def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
         writers = open_writers(
             folder.path, job.run.log, config=folder.config, restored_step=step
         )
-    loop = Loop(job, Outputs(writers, progress, checkpoints), state, step or 0)
+    outputs = Outputs(writers, progress, checkpoints)
+    loop = Loop(job, outputs, state, step or 0, interrupts=interrupts, owed=owed)
     try:
-        loop.run(batches)
+        with interrupts.deferred():
+            loop.run(batches)
+            checkpoints.wait()
     finally:
         progress.close()
         writers.close()
@@ -214,6 +232,9 @@ def run_flags(main: Callable[[list[str]], None]) -> None:
         app.run(main)
     except USER_ERRORS as error:
         sys.exit(f'{type(error).__name__}: {error}')
+    except Interrupted as notice:
+        print(notice.message, file=sys.stderr)
+        raise
 
 
 def run_main() -> None:

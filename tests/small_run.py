@@ -52,6 +52,11 @@ def write(folder, pairs=40, seed=0, spec=tiny.SPEC):
 
 def config(folder, name='run', **changes):
     """A resolved configuration; `changes` are dotted keys with __ for the dots."""
+    return with_keys(settings(folder, name), changes)
+
+
+def settings(folder, name='run'):
+    """The configuration before it is resolved."""
     out = defaults()
     out.workdir = str(folder / name)
     out.steps = 16
@@ -71,7 +76,7 @@ def config(folder, name='run', **changes):
     out.mesh.data = -1
     out.log.tensorboard = False
     out.reference.cache_dir = str(folder / 'cache')
-    return with_keys(out, changes)
+    return out
 
 
 def with_keys(out, changes):

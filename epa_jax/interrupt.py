@@ -1,0 +1,109 @@
+"""Notices to stop: a run saves, leaves with a documented code and can be run again."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+RUN_AGAIN = 75  # EX_TEMPFAIL: the same command goes on from what is saved
+BY_HAND = 128 + signal.SIGINT  # what shells call a program ended by Ctrl-C
+
+
+class Interrupted(SystemExit):
+    """Leaves a run that was asked to stop; no `except Exception` holds it up.
+
+    Attributes:
+      code: exit code of the process: `RUN_AGAIN`, or `BY_HAND` after Ctrl-C.
+      message: what happened, and how to go on.
+    """
+
+    def __init__(self, code: int, message: str):
+        super().__init__(code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Interrupts:
+    """Listens for SIGTERM and Ctrl-C while it is open, in the main thread.
+
+    Before the first step, and after the last, a notice raises `Interrupted` at once.
+    While `deferred`, the loop asks after every step. The processes of `jax.distributed`
+    agree on the step through JAX's preemption service, which takes SIGTERM itself, so a
+    notice to any of them stops all at the same step.
+    """
+
+    def __init__(self) -> None:
+        self._notice: int | None = None
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> 'Interrupts':
+        if threading.current_thread() is threading.main_thread():
+            taken = jax.distributed.is_initialized()
+            listened = [signal.SIGINT] if taken else [signal.SIGINT, signal.SIGTERM]
+            self._before = {s: signal.signal(s, self._receive) for s in listened}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it a notice waits until `asked` is called."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def asked(self, step: int) -> bool:
+        """Whether to save and stop now.
+
+        Args:
+          step: updates done. Every process calls this after every step.
+        """
+        if jax.distributed.is_initialized():
+            return ocp.utils.reached_preemption(step)
+        return self._notice is not None
+
+    def stopped(self, step: int, workdir: str) -> Interrupted:
+        """What to raise once the state of `step` is being saved."""
+        by_hand = self._notice == signal.SIGINT
+        name = signal.Signals(self._notice or signal.SIGTERM).name
+        message = f'{name}: stopped after step {step}, which {workdir} holds; {_GO_ON}'
+        return Interrupted(BY_HAND if by_hand else RUN_AGAIN, message)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Notes the first notice; a second Ctrl-C stops at once, saving nothing."""
+        if self._notice is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self._notice = number
+        name = signal.Signals(number).name
+        if jax.distributed.is_initialized():
+            os.kill(os.getpid(), signal.SIGTERM)  # to the preemption service
+        elif not self._deferred:
+            message = f'{name}: stopped outside of training; {_GO_ON}'
+            code = BY_HAND if number == signal.SIGINT else RUN_AGAIN
+            raise Interrupted(code, message)
+        again = '; Ctrl-C again stops at once' if number == signal.SIGINT else ''
+        # not the log: this may run in the middle of a write to it
+        os.write(2, f'\n{name}: saving after this step, then stopping{again}\n'.encode())
+
+
+_GO_ON = 'the same command goes on from the newest checkpoint'

@@ -1,0 +1,71 @@
+"""`python -m epa_jax.train` on a small run, as real processes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests import small_run, tiny
+
+REPO = Path(__file__).resolve().parents[2]
+TIMEOUT = 300  # seconds, on a busy machine
+SPEC = dataclasses.replace(
+    tiny.SPEC, n_layers=1, d_model=8, n_heads=1, n_kv_heads=1, head_dim=8, d_ff=8
+)
+CONFIG = """
+import pathlib
+from tests import small_run
+
+def get_config():
+    return small_run.settings(pathlib.Path({folder!r}))
+"""
+
+
+def write(folder):
+    """A model, data and the file that --config names."""
+    small_run.write(folder, spec=SPEC)
+    (folder / 'config.py').write_text(CONFIG.format(folder=str(folder)))
+
+
+def start(folder, *arguments, devices=2, **environment):
+    """The running command; `arguments` are keys as 'steps=3', or flags."""
+    flags = [a if a.startswith('--') else f'--config.{a}' for a in arguments]
+    count = f'--xla_force_host_platform_device_count={devices}'
+    others = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
+    env = os.environ | {
+        'XLA_FLAGS': ' '.join([*others, count]),
+        'PYTHONWARNINGS': 'default',
+        'PYTHONPATH': str(REPO),
+        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
+    return subprocess.Popen(
+        [sys.executable, '-m', 'epa_jax.train', f'--config={folder}/config.py', *flags],
+        cwd=REPO,
+        env=env | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, timeout=TIMEOUT):
+    """(exit code, output) of a process that ends by itself."""
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def wait_until(condition, process, timeout=TIMEOUT):
+    """Waits for a condition while the process runs."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f'ended with {process.returncode}:\n{process.stdout.read()}')
+        assert time.monotonic() < end, 'waited too long'
+        time.sleep(0.01)
