@@ -1,23 +1,31 @@
 """Saving and restoring a run: train state, data position, configuration."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
+import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from epa_jax.reference import fingerprint
 from epa_jax.schema import CheckpointConfig
 from epa_jax.types import TrainState
 
+log = logging.getLogger(__name__)
+
 SHOWN = 5  # differing leaves named in an error
+DIGESTS = 'digests'  # key beside the data position
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged, or of another model."""
+    """A checkpoint that is missing, damaged, of another model, or cannot be written."""
 
 
 class Restored(NamedTuple):
@@ -40,7 +48,12 @@ class Checkpoints:
     """The checkpoints of one run, one folder per step, written in the background.
 
     A save that was killed leaves a folder `*.orbax-checkpoint-tmp*`; it is not a
-    checkpoint and is deleted when the folder is next opened for writing.
+    checkpoint and is deleted when the folder is next opened for writing. Digests of all
+    that a step holds are saved with it, so that a bit that flipped is noticed.
+
+    Attributes:
+      folder: where the steps are.
+      config: saved with every step.
     """
 
     def __init__(
@@ -65,7 +78,7 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).absolute()
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f'{self.folder}: no such folder of checkpoints')
-        self._config = dict(config or {})
+        self.config = dict(config or {})
         self._best_metric = cfg.best_metric if cfg.keep_best else None
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -95,15 +108,21 @@ class Checkpoints:
           data_state: the data iterator's state, JSON values.
           metrics: may hold `best_metric`; a step without it, or whose value is not
             finite, never counts among the best.
+
+        Raises:
+          CheckpointError: this save, or the one before it, cannot be written.
         """
         if step in self._manager.all_steps():
             return
+        text = {'data': dict(data_state), 'config': self.config}
+        digests = {'state': fingerprint(state), 'text': _text_digest(text)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(dict(data_state)),
-            config=ocp.args.JsonSave(self._config),
+            data=ocp.args.JsonSave(text['data'] | {DIGESTS: digests}),
+            config=ocp.args.JsonSave(self.config),
         )
-        self._manager.save(step, args=args, metrics=self._best_only(metrics or {}))
+        with self._writing():
+            self._manager.save(step, args=args, metrics=self._best_only(metrics or {}))
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
@@ -140,11 +159,33 @@ class Checkpoints:
             found = self._manager.restore(step, args=args)
         except Exception as error:  # Orbax and TensorStore raise bare Exception too
             raise self._damaged(step, error) from error
+        digests = found.data.pop(DIGESTS, None)
+        text = {'data': found.data, 'config': found.config}
+        if digests is None:
+            log.warning('%s: saved without digests, not verified', self.folder / str(step))
+        elif digests != {'state': fingerprint(found.state), 'text': _text_digest(text)}:
+            raise self._damaged(step, ValueError('not what was saved'))
         return Restored(step, found.state, found.data, found.config)
 
     def wait(self) -> None:
-        """Blocks until every save has been written; raises if one failed."""
-        self._manager.wait_until_finished()
+        """Blocks until every save has been written.
+
+        Raises:
+          CheckpointError: one could not be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise bare Exception too
+            raise CheckpointError(
+                f'{self.folder}: cannot be written ({_first_line(error)}); make room or '
+                'give write access; the same command then goes on from the newest '
+                'complete step'
+            ) from error
 
     def close(self) -> None:
         """Waits for saves, then releases the manager's threads."""
@@ -183,11 +224,18 @@ class Checkpoints:
             )
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
-        first = (str(error).splitlines() or [''])[0]
         return CheckpointError(
-            f'{self.folder / str(step)}: cannot be read ({type(error).__name__}: {first}); '
-            'delete this step to continue from an earlier one'
+            f'{self.folder / str(step)}: cannot be read ({_first_line(error)}); delete this '
+            'folder to go on from an earlier step, or from the beginning if there is none'
         )
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0]}'
+
+
+def _text_digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclasses.dataclass

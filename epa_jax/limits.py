@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     'epochs': (0, None),
     'steps': (0, None),
     'max_bad_steps': (1, None),
+    'max_step_minutes': (0, None),
     'data.eval_examples': (0, None),
     'data.max_examples': (0, None),
     'data.split_seed': (0, 2**32 - 1),

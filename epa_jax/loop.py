@@ -20,6 +20,7 @@ from epa_jax.prepare import Job
 from epa_jax.progress import Progress
 from epa_jax.train_step import Metrics
 from epa_jax.types import PackedBatch, TrainState
+from epa_jax.watchdog import Watchdog
 from epa_jax.writers import Writers
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Loop:
         step: int,
         *,
         interrupts: Interrupts | None = None,
+        watchdog: Watchdog | None = None,
         owed: bool = False,
     ):
         """Sets it up at a step.
@@ -101,9 +103,11 @@ class Loop:
           state: train state of `step`.
           step: updates done.
           interrupts: notices to stop; None listens to none.
+          watchdog: told of every step.
           owed: the run was stopped before an evaluation that was due at `step`.
         """
         self.interrupts = interrupts or Interrupts()
+        self.watchdog = watchdog or Watchdog(0)
         self.owed = owed
         self.job = job
         self.out = outputs
@@ -134,6 +138,7 @@ class Loop:
             metrics = self._update(data)
             self._report()  # the step before, so that the device need not wait for it
             self.step += 1
+            self.watchdog.beat()
             self._pending = (self.step, metrics, self._count(data))
             last = self.step == self.job.total_steps
             asked = self.interrupts.asked(self.step) and not last

@@ -90,7 +90,8 @@ def save(path: pathlib.Path, logps: np.ndarray, made_from: dict[str, str]) -> No
     """Writes a cache file; an interrupted write leaves none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    safetensors.numpy.save_file({'ref_logps': logps}, partial, metadata=made_from)
+    # not save_file, whose error for a full disk is none of the operating system's
+    partial.write_bytes(safetensors.numpy.save({'ref_logps': logps}, metadata=made_from))
     os.replace(partial, path)
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ FREE = (
     'workdir',
     'export',
     'max_bad_steps',
+    'max_step_minutes',
     'step0_guard',
     'batch.rows',
     'model.remat',
@@ -69,6 +71,7 @@ class RunFolder:
         """
         if jax.process_index() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(self.path)
             write_json(self.path / 'config.json', self.config)
             starts = _read_json(self.path / 'environment.json', default=[])
             write_json(self.path / 'environment.json', [*starts, environment()])
@@ -92,6 +95,14 @@ def open_run_folder(run: RunConfig) -> RunFolder:
     folder = RunFolder(pathlib.Path(run.workdir), flatten(run))
     _check_same_run(folder.path / 'config.json', folder.config, run.checkpoint.resume)
     return folder
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+    """What a killed run was writing: files of `write_json` and writers, and exports."""
+    for file in path.glob('*.partial'):
+        file.unlink()
+    for folder in path.glob('.export.*'):
+        shutil.rmtree(folder)
 
 
 def _check_same_run(path: pathlib.Path, config: Mapping[str, Any], resume: bool) -> None:

@@ -309,6 +309,8 @@ class RunConfig:
       epochs: passes over the training examples; ignored when `steps` is set.
       steps: optimiser steps; 0 follows `epochs`.
       max_bad_steps: non-finite updates in a row that stop the run.
+      max_step_minutes: a process that needs longer from one step to the next, an
+        evaluation and a save between them included, ends with code 75; 0 waits for ever.
       step0_guard: check at step 0 that a policy equal to its reference has the loss it
         must have.
       export: write a Hugging Face folder at the end; with `lora`, of the adapters, in
@@ -320,6 +322,7 @@ class RunConfig:
     epochs: float = 1.0
     steps: int = 0
     max_bad_steps: int = 5
+    max_step_minutes: float = 120.0
     step0_guard: bool = True
     export: bool = True
     data: DataConfig = DataConfig()

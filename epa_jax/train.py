@@ -1,7 +1,9 @@
 """Trains a policy: python -m epa_jax.train --config=experiments/X.py --config.key=value."""
 
 import dataclasses
+import errno
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -10,20 +12,22 @@ from typing import Any
 
 import absl.logging
 import jax
-from absl import app
+from absl import app, flags
 from ml_collections import config_flags
 
 from epa_jax.checkpoints import CheckpointError, Checkpoints
 from epa_jax.config import ConfigError, check_flags, resolve
+from epa_jax.data.fingerprint import check_data, data_fingerprint
 from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError
 from epa_jax.data.sources import DataError
 from epa_jax.data.streams import load_streams
+from epa_jax.distributed import HEARTBEAT_SECONDS, connect, lost_peer
 from epa_jax.formats.export import export_adapter, export_model
 from epa_jax.formats.names import FormatError
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
-from epa_jax.interrupt import Interrupted, Interrupts
+from epa_jax.interrupt import RUN_AGAIN, Interrupted, Interrupts
 from epa_jax.loop import OWED, Loop, Outputs, TrainingError
 from epa_jax.losses import LOSSES, LossDef
 from epa_jax.model_card import model_card
@@ -37,6 +41,7 @@ from epa_jax.run_folder import RunFolder, open_run_folder
 from epa_jax.run_lock import locked
 from epa_jax.schema import RunConfig
 from epa_jax.types import Params
+from epa_jax.watchdog import Watchdog
 from epa_jax.weights import base_fingerprint, check_base
 from epa_jax.writers import Writers, open_writers, read_evaluations
 
@@ -53,6 +58,19 @@ USER_ERRORS = (
     CheckpointError,
     GuardError,
     TrainingError,
+)
+
+
+# What becomes of a disk: full, beyond a quota or a limit, read-only, closed to the user.
+STORAGE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
 )
 
 
@@ -105,9 +123,12 @@ def _train(
     folder.start()
     if jax.process_index() == 0:
         folder.write_data_report(job.report)
-    base = {} if job.weights.lora is None else base_fingerprint(job.weights.base)
+    sources = [datasets, *streams]
+    made_from = data_fingerprint([part for s in sources for part in (s.train, s.held_out)])
+    if job.weights.lora is not None:
+        made_from |= base_fingerprint(job.weights.base)
     checkpoints = Checkpoints(
-        folder.checkpoints, run.checkpoint, config=folder.config | base
+        folder.checkpoints, run.checkpoint, config=folder.config | made_from
     )
     try:
         loop = _run_loop(job, folder, checkpoints, interrupts)
@@ -151,6 +172,7 @@ def _run_loop(
         state = job.initial_state()
     else:
         restored = checkpoints.restore(job.abstract, step)
+        check_data(restored.config, checkpoints.config, str(folder.checkpoints))
         if job.weights.lora is not None:
             check_base(restored.config, job.weights.base, str(folder.checkpoints))
         state = restored.state
@@ -165,9 +187,11 @@ def _run_loop(
             folder.path, job.run.log, config=folder.config, restored_step=step
         )
     outputs = Outputs(writers, progress, checkpoints)
-    loop = Loop(job, outputs, state, step or 0, interrupts=interrupts, owed=owed)
+    watchdog = Watchdog(60 * job.run.max_step_minutes)
+    told = {'interrupts': interrupts, 'watchdog': watchdog, 'owed': owed}
+    loop = Loop(job, outputs, state, step or 0, **told)
     try:
-        with interrupts.deferred():
+        with interrupts.deferred(), watchdog:
             loop.run(batches)
             checkpoints.wait()
     finally:
@@ -203,6 +227,15 @@ def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[st
 CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='An experiment, such as experiments/stories260k_epa.py.'
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'This is one of several processes, see epa_jax/distributed.py.'
+)
+_HEARTBEAT = flags.DEFINE_integer(
+    'heartbeat_seconds',
+    HEARTBEAT_SECONDS,
+    'With --distributed: silence of a process after which the others end too.',
+    lower_bound=1,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -226,12 +259,36 @@ def show_log() -> None:
 
 def run_flags(main: Callable[[list[str]], None]) -> None:
     """Checks the command line before absl reads it, and shows bad input as one message."""
-    show_log()
+
+    def connected(argv: list[str]) -> None:
+        if _DISTRIBUTED.value:  # before anything asks for a device, as the log does
+            connect(_HEARTBEAT.value)
+        show_log()
+        try:
+            main(argv)
+        except jax.errors.JaxRuntimeError as error:
+            if not lost_peer(error):
+                raise
+            print(
+                f'another process is gone ({error}); the same command, in all processes, '
+                'goes on from the newest checkpoint',
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(RUN_AGAIN)  # what runs at exit would wait for the process
+
     try:
         check_flags(sys.argv[1:])
-        app.run(main)
+        app.run(connected)
     except USER_ERRORS as error:
         sys.exit(f'{type(error).__name__}: {error}')
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        sys.exit(
+            f'{error.filename or "a file"}: {error.strerror}; mend that, and the same '
+            'command goes on from the newest checkpoint'
+        )
     except Interrupted as notice:
         print(notice.message, file=sys.stderr)
         raise

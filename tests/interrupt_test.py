@@ -95,7 +95,7 @@ def test_a_stopped_run_owes_its_evaluation_and_ends_as_if_it_had_not(
 )
 def test_the_command_saves_and_leaves_and_goes_on(tmp_path, number, code):
     command.write(tmp_path)
-    keys = ('steps=2000', 'export=False')
+    keys = ('steps=400', 'export=False')
     metrics = tmp_path / 'run' / 'metrics.jsonl'
     process = command.start(tmp_path, *keys)
     command.wait_until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text(), process)

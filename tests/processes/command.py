@@ -29,12 +29,11 @@ def write(folder):
     (folder / 'config.py').write_text(CONFIG.format(folder=str(folder)))
 
 
-def start(folder, *arguments, devices=2, **environment):
-    """The running command; `arguments` are keys as 'steps=3', or flags."""
-    flags = [a if a.startswith('--') else f'--config.{a}' for a in arguments]
+def environment(folder, devices=2, **more):
+    """Of a process with so many devices, which keeps what it compiles in the folder."""
     count = f'--xla_force_host_platform_device_count={devices}'
     others = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
-    env = os.environ | {
+    own = {
         'XLA_FLAGS': ' '.join([*others, count]),
         'PYTHONWARNINGS': 'default',
         'PYTHONPATH': str(REPO),
@@ -42,10 +41,16 @@ def start(folder, *arguments, devices=2, **environment):
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
+    return os.environ | own | more
+
+
+def start(folder, *arguments, devices=2, **more):
+    """The running command; `arguments` are keys as 'steps=3', or flags."""
+    flags = [a if a.startswith('--') else f'--config.{a}' for a in arguments]
     return subprocess.Popen(
         [sys.executable, '-m', 'epa_jax.train', f'--config={folder}/config.py', *flags],
         cwd=REPO,
-        env=env | environment,
+        env=environment(folder, devices, **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,77 @@
+"""A run that is killed at any moment ends as one that is left alone, bit for bit."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import command
+from tests.processes.killed import EVERY
+
+
+@pytest.fixture(
+    scope='module',
+    params=[3, pytest.param(30, marks=pytest.mark.exhaustive)],
+    ids='{} kills'.format,
+)
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('killed')
+    command.write(folder)
+    arguments = [str(folder), str(request.param), 'seed']
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.processes.killed', *arguments],
+        cwd=command.REPO,
+        env=command.environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=request.param * 120,
+    )
+    assert done.returncode == 0, done.stdout + (folder / 'run.log').read_text()
+    return folder
+
+
+def lives(folder):
+    return json.loads((folder / 'lives.json').read_text())
+
+
+def story(folder, name):
+    lines = (folder / name / 'metrics.jsonl').read_text().splitlines()
+    measured = ('step_seconds', 'tokens_per_second')
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in measured} for line in lines
+    ]
+
+
+def test_the_model_is_that_of_an_uninterrupted_run(folder):
+    killed, whole = (
+        (folder / name / 'export' / 'model.safetensors').read_bytes()
+        for name in ('run', 'whole')
+    )
+    assert killed == whole
+    assert whole != (folder / 'model' / 'model.safetensors').read_bytes()
+
+
+def test_the_metrics_are_those_of_an_uninterrupted_run(folder):
+    assert story(folder, 'run') == story(folder, 'whole')
+
+
+def test_only_steps_since_the_last_save_are_lost(folder):
+    resumed = [
+        int(line.split()[3])
+        for line in (folder / 'run.log').read_text().splitlines()
+        if line.startswith('resumed from step')
+    ]
+    assert set(resumed) <= {life['saved'][-1] for life in lives(folder) if life['saved']}
+    for life in lives(folder):
+        # a save may be on its way, and the one before it is complete by then
+        assert life['reached'] - max(life['saved'], default=0) < 2 * EVERY
+
+
+def test_killed_saves_leave_nothing_behind(folder):
+    assert any(life['unfinished'] for life in lives(folder))
+    left = [p for p in (folder / 'run').rglob('*') if 'tmp' in p.name or 'partial' in p.name]
+    assert left == []
+    names = {p.name for p in (folder / 'run').iterdir()}
+    assert names == {p.name for p in (folder / 'whole').iterdir()}
