@@ -225,8 +225,8 @@ class Checkpoints:
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f'{self.folder / str(step)}: cannot be read ({_first_line(error)}); delete this '
-            'folder to go on from an earlier step, or from the beginning if there is none'
+            f'{self.folder / str(step)}: cannot be read ({_first_line(error)}); delete '
+            'this folder to go on from an earlier step, or else from the beginning'
         )
 
 

@@ -8,7 +8,8 @@ from epa_jax.config import ConfigError
 
 HEARTBEAT_SECONDS = 100
 START_SECONDS = 300
-OWN_FAULT = ('FAILED_PRECONDITION', 'INVALID_ARGUMENT', 'RESOURCE_EXHAUSTED', 'UNIMPLEMENTED')
+# statuses of a program that would fail in one process too
+OWN_FAULT = ('INVALID_ARGUMENT', 'RESOURCE_EXHAUSTED', 'UNIMPLEMENTED')
 
 
 def connect(

@@ -1,6 +1,7 @@
-"""Notices to stop: a run saves, leaves with a documented code and can be run again."""
+"""Ends before the end: a run saves, leaves with a documented code, can be run again."""
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -13,6 +14,27 @@ import orbax.checkpoint as ocp
 
 RUN_AGAIN = 75  # EX_TEMPFAIL: the same command goes on from what is saved
 BY_HAND = 128 + signal.SIGINT  # what shells call a program ended by Ctrl-C
+
+
+# What becomes of a disk: full, beyond a quota or a limit, read-only, closed to the user.
+STORAGE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+)
+GO_ON = 'the same command goes on from the newest checkpoint'
+
+
+def of_storage(error: OSError) -> str | None:
+    """What to tell the user of an error that a disk may give; None for other errors."""
+    if error.errno not in STORAGE_ERRORS:
+        return None
+    return f'{error.filename or "a file"}: {error.strerror}; mend that, then {GO_ON}'
 
 
 class Interrupted(SystemExit):
@@ -84,7 +106,7 @@ class Interrupts:
         """What to raise once the state of `step` is being saved."""
         by_hand = self._notice == signal.SIGINT
         name = signal.Signals(self._notice or signal.SIGTERM).name
-        message = f'{name}: stopped after step {step}, which {workdir} holds; {_GO_ON}'
+        message = f'{name}: stopped after step {step}, which {workdir} holds; {GO_ON}'
         return Interrupted(BY_HAND if by_hand else RUN_AGAIN, message)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -98,12 +120,9 @@ class Interrupts:
         if jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)  # to the preemption service
         elif not self._deferred:
-            message = f'{name}: stopped outside of training; {_GO_ON}'
+            message = f'{name}: stopped outside of training; {GO_ON}'
             code = BY_HAND if number == signal.SIGINT else RUN_AGAIN
             raise Interrupted(code, message)
         again = '; Ctrl-C again stops at once' if number == signal.SIGINT else ''
         # not the log: this may run in the middle of a write to it
         os.write(2, f'\n{name}: saving after this step, then stopping{again}\n'.encode())
-
-
-_GO_ON = 'the same command goes on from the newest checkpoint'

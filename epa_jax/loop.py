@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 OWED = 'evaluation_owed'  # beside the data position: see `Loop`
 
+
 class TrainingError(RuntimeError):
     """A run that cannot go on."""
 
@@ -90,7 +91,6 @@ class Loop:
         outputs: Outputs,
         state: TrainState,
         step: int,
-        *,
         interrupts: Interrupts | None = None,
         watchdog: Watchdog | None = None,
         owed: bool = False,

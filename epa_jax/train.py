@@ -1,7 +1,6 @@
 """Trains a policy: python -m epa_jax.train --config=experiments/X.py --config.key=value."""
 
 import dataclasses
-import errno
 import logging
 import os
 import pathlib
@@ -27,7 +26,7 @@ from epa_jax.formats.export import export_adapter, export_model
 from epa_jax.formats.names import FormatError
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
-from epa_jax.interrupt import RUN_AGAIN, Interrupted, Interrupts
+from epa_jax.interrupt import RUN_AGAIN, Interrupted, Interrupts, of_storage
 from epa_jax.loop import OWED, Loop, Outputs, TrainingError
 from epa_jax.losses import LOSSES, LossDef
 from epa_jax.model_card import model_card
@@ -58,19 +57,6 @@ USER_ERRORS = (
     CheckpointError,
     GuardError,
     TrainingError,
-)
-
-
-# What becomes of a disk: full, beyond a quota or a limit, read-only, closed to the user.
-STORAGE_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ESTALE,
 )
 
 
@@ -123,8 +109,8 @@ def _train(
     folder.start()
     if jax.process_index() == 0:
         folder.write_data_report(job.report)
-    sources = [datasets, *streams]
-    made_from = data_fingerprint([part for s in sources for part in (s.train, s.held_out)])
+    texts = [part for stream in streams for part in (stream.train, stream.held_out)]
+    made_from = data_fingerprint([datasets.train, datasets.held_out, *texts])
     if job.weights.lora is not None:
         made_from |= base_fingerprint(job.weights.base)
     checkpoints = Checkpoints(
@@ -188,8 +174,7 @@ def _run_loop(
         )
     outputs = Outputs(writers, progress, checkpoints)
     watchdog = Watchdog(60 * job.run.max_step_minutes)
-    told = {'interrupts': interrupts, 'watchdog': watchdog, 'owed': owed}
-    loop = Loop(job, outputs, state, step or 0, **told)
+    loop = Loop(job, outputs, state, step or 0, interrupts, watchdog, owed)
     try:
         with interrupts.deferred(), watchdog:
             loop.run(batches)
@@ -283,12 +268,10 @@ def run_flags(main: Callable[[list[str]], None]) -> None:
     except USER_ERRORS as error:
         sys.exit(f'{type(error).__name__}: {error}')
     except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
+        message = of_storage(error)
+        if message is None:
             raise
-        sys.exit(
-            f'{error.filename or "a file"}: {error.strerror}; mend that, and the same '
-            'command goes on from the newest checkpoint'
-        )
+        sys.exit(message)
     except Interrupted as notice:
         print(notice.message, file=sys.stderr)
         raise

@@ -59,8 +59,8 @@ class Watchdog:
             if silence < self.seconds:
                 continue
             print(
-                f'no step has ended for {silence:.0f} s (max_step_minutes), perhaps because '
-                'another process hangs; ending. The same command goes on from the newest '
+                f'no step has ended for {silence:.0f} s (max_step_minutes), perhaps '
+                'because another process hangs; ending. The same command goes on from the newest '
                 'checkpoint. Where every thread is:',
                 file=sys.stderr,
                 flush=True,

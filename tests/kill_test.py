@@ -12,7 +12,7 @@ from tests.processes.killed import EVERY
 
 @pytest.fixture(
     scope='module',
-    params=[3, pytest.param(30, marks=pytest.mark.exhaustive)],
+    params=[2, pytest.param(30, marks=pytest.mark.exhaustive)],
     ids='{} kills'.format,
 )
 def folder(request, tmp_path_factory):
@@ -65,13 +65,13 @@ def test_only_steps_since_the_last_save_are_lost(folder):
     ]
     assert set(resumed) <= {life['saved'][-1] for life in lives(folder) if life['saved']}
     for life in lives(folder):
-        # a save may be on its way, and the one before it is complete by then
-        assert life['reached'] - max(life['saved'], default=0) < 2 * EVERY
+        # a save waits for the one before it to be complete
+        assert life['reached'] - max(life['saved'], default=0) <= 2 * EVERY
 
 
 def test_killed_saves_leave_nothing_behind(folder):
     assert any(life['unfinished'] for life in lives(folder))
-    left = [p for p in (folder / 'run').rglob('*') if 'tmp' in p.name or 'partial' in p.name]
-    assert left == []
+    left = {p.name for p in (folder / 'run').rglob('*')}
+    assert not [name for name in left if 'tmp' in name or 'partial' in name]
     names = {p.name for p in (folder / 'run').iterdir()}
     assert names == {p.name for p in (folder / 'whole').iterdir()}

@@ -71,6 +71,8 @@ def wait_until(condition, process, timeout=TIMEOUT):
     end = time.monotonic() + timeout
     while not condition():
         if process.poll() is not None:
-            raise AssertionError(f'ended with {process.returncode}:\n{process.stdout.read()}')
+            raise AssertionError(
+                f'ended with {process.returncode}:\n{process.stdout.read()}'
+            )
         assert time.monotonic() < end, 'waited too long'
         time.sleep(0.01)

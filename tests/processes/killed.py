@@ -57,7 +57,9 @@ def saved_steps(run):
 def unfinished(run):
     """Names of saves that are being written."""
     folder = run / 'checkpoints'
-    return {name for name in (os.listdir(folder) if folder.exists() else []) if 'tmp' in name}
+    return {
+        name for name in (os.listdir(folder) if folder.exists() else []) if 'tmp' in name
+    }
 
 
 def live(child, until):
