@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from epa_jax.interrupt import RUN_AGAIN
+from epa_jax.interrupt import GO_ON, RUN_AGAIN
 
 
 class Watchdog:
@@ -60,8 +60,7 @@ class Watchdog:
                 continue
             print(
                 f'no step has ended for {silence:.0f} s (max_step_minutes), perhaps '
-                'because another process hangs; ending. The same command goes on from the newest '
-                'checkpoint. Where every thread is:',
+                f'because another process hangs; {GO_ON}. Where every thread is:',
                 file=sys.stderr,
                 flush=True,
             )

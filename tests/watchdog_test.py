@@ -23,7 +23,7 @@ def test_a_process_that_hangs_is_ended_with_its_code_and_says_where():
     )
     assert done.returncode == RUN_AGAIN
     assert 'no step has ended for' in done.stderr
-    assert 'the newest checkpoint' in done.stderr
+    assert 'the same command goes on from the newest checkpoint' in done.stderr
     assert 'wait_for_a_peer' in done.stderr
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -55,6 +56,26 @@ def start(folder, *arguments, devices=2, **more):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_pod(folder, *arguments, count=2, devices=4):
+    """`count` processes of one run, with so many devices each."""
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    return [
+        start(
+            folder,
+            '--distributed',
+            *arguments,
+            devices=devices,
+            JAX_COORDINATOR_ADDRESS=f'localhost:{port}',
+            JAX_NUM_PROCESSES=str(count),
+            JAX_PROCESS_ID=str(rank),
+            JAX_CPU_COLLECTIVES_IMPLEMENTATION='gloo',
+        )
+        for rank in range(count)
+    ]
 
 
 def finish(process, timeout=TIMEOUT):
