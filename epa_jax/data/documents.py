@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from epa_jax.config import ConfigError
+from epa_jax.data.exchange import Share, exchange, own_part
 from epa_jax.data.sources import DataError, ReadReport, records
 from epa_jax.types import Role, TokenExample
 
@@ -100,7 +101,8 @@ def sequences(
 
     A document starts with the beginning-of-sequence token (end-of-sequence where the
     tokenizer has none) and, if asked, ends with end-of-sequence. What does not fit goes
-    on in another sequence, which starts with the last token of the one before.
+    on in another sequence, which starts with the last token of the one before. Each
+    process makes those of its part of the documents and gets those of the others.
 
     Args:
       documents: the texts.
@@ -111,11 +113,11 @@ def sequences(
     eos = int(tokenizer.eos_token_id)
     lead = eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
     out = []
-    for document, ids in _encoded(documents, tokenizer):
+    for document, ids in _encoded(documents[own_part(len(documents))], tokenizer):
         whole = np.array([lead, *ids, *([eos] if append_eos else [])], np.int32)
         for start in range(0, len(whole) - 1, max_tokens - 1):
             out.append(_sequence(whole[start : start + max_tokens], document.origin))
-    return out
+    return [example for share in exchange(Share(out, {})) for example in share.examples]
 
 
 def _encoded(

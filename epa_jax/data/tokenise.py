@@ -5,18 +5,22 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from epa_jax.config import ConfigError
 from epa_jax.data.encoding import Encoder
+from epa_jax.data.exchange import Share, exchange, own_part
 from epa_jax.data.rendering import Renderer, Unusable
 from epa_jax.data.sources import DataError
 from epa_jax.schema import DataConfig
 from epa_jax.types import Example, Message, Role, TokenExample
 
 CHUNK = 1024  # examples tokenised at once
+COUNTERS = ('dropped', 'dropped_responses')
 
 Check = Callable[[TokenExample], str | None]
 
@@ -56,6 +60,16 @@ class TokeniseReport:
     def add(self, cut: 'TokeniseReport') -> None:
         """Adds what was cut from one example that is kept."""
         self.kept += 1
+        self._add_cuts(cut)
+
+    def merge(self, later: 'TokeniseReport') -> None:
+        """Adds what became of later examples."""
+        self.kept += later.kept
+        self.dropped += later.dropped
+        self.first_dropped = later.first_dropped | self.first_dropped
+        self._add_cuts(later)
+
+    def _add_cuts(self, cut: 'TokeniseReport') -> None:
         self.dropped_responses += cut.dropped_responses
         self.truncated_prompts += cut.truncated_prompts
         self.truncated_responses += cut.truncated_responses
@@ -195,6 +209,8 @@ def tokenise(
 ) -> tuple[list[TokenExample], TokeniseReport]:
     """Tokens of all examples, and what was cut or dropped.
 
+    Each process makes the tokens of its part of the examples and gets those of the others.
+
     Args:
       examples: the examples.
       tokenizer: of the model.
@@ -205,11 +221,25 @@ def tokenise(
       ConfigError: see `Tokeniser`.
       DataError: see `Tokeniser.examples`.
     """
-    tokeniser, report = Tokeniser(tokenizer, cfg), TokeniseReport()
+    part, report = examples[own_part(len(examples))], TokeniseReport()
     out: list[TokenExample] = []
-    for start in range(0, len(examples), CHUNK):
-        out += tokeniser.examples(examples[start : start + CHUNK], report, unusable)
-    return out, report
+    try:
+        tokeniser = Tokeniser(tokenizer, cfg)
+        for start in range(0, len(part), CHUNK):
+            out += tokeniser.examples(part[start : start + CHUNK], report, unusable)
+        share = Share(out, dataclasses.asdict(report))
+    except (ConfigError, DataError) as error:
+        share = Share([], {}, error)  # the other processes must not wait for this one
+    shares, whole = exchange(share), TokeniseReport()
+    for found in shares:
+        whole.merge(_report(found.report))
+    return [example for found in shares for example in found.examples], whole
+
+
+def _report(values: Mapping[str, Any]) -> TokeniseReport:
+    """A report from its JSON values."""
+    counted = {key: collections.Counter(values[key]) for key in COUNTERS}
+    return TokeniseReport(**{**values, **counted})
 
 
 def prompt_key(prompt: str | tuple[Message, ...]) -> bytes:

@@ -1,6 +1,6 @@
 """One of the processes of a run: python -m tests.processes.worker FOLDER RANK COUNT PORT.
 
-Trains the small run of FOLDER with each loss of LOSSES, on 4 devices over all processes.
+Trains the small run of FOLDER with each loss of LOSSES, on 8 devices over all processes.
 Process 0 writes FOLDER/COUNT.npz: parameters and metrics of every loss.
 """
 
@@ -21,8 +21,8 @@ LOSSES = {
     'epa': {'loss__name': 'epa'},
     'mpo': {'loss__name': 'mpo', 'data__n_weak': 0, 'sft__train': '{folder}/pairs.jsonl'},
 }
-CHANGES = {'steps': 3, 'data__n_weak': 1, 'batch__prompts': 6, 'mesh__data': 2}
-DEVICES = 4
+CHANGES = {'steps': 3, 'data__n_weak': 1, 'batch__prompts': 6, 'mesh__data': 4}
+DEVICES = 8
 
 
 def connect(rank: int, count: int, port: int) -> None:
