@@ -227,7 +227,7 @@ def tokenise(
         tokeniser = Tokeniser(tokenizer, cfg)
         for start in range(0, len(part), CHUNK):
             out += tokeniser.examples(part[start : start + CHUNK], report, unusable)
-        share = Share(out, dataclasses.asdict(report))
+        share = Share(out, dict(vars(report)))
     except (ConfigError, DataError) as error:
         share = Share([], {}, error)  # the other processes must not wait for this one
     shares, whole = exchange(share), TokeniseReport()

@@ -84,6 +84,7 @@ def examples(count=30):
             prompt=words(i, 1 + i % 7),
             responses=(words(i, 1 + i % 5), words(i + 9, 1 + i % 3)),
             roles=(Role.CHOSEN, Role.REJECTED),
+            ratings=None,
             origin=f'x:{i}',
         )
         for i in range(count)
