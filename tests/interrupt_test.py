@@ -87,7 +87,11 @@ def test_a_stopped_run_owes_its_evaluation_and_ends_as_if_it_had_not(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ('number', 'code'), [(signal.SIGTERM, RUN_AGAIN), (signal.SIGINT, BY_HAND)]
+    ('number', 'code'),
+    [
+        (signal.SIGTERM, RUN_AGAIN),
+        pytest.param(signal.SIGINT, BY_HAND, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_the_command_saves_and_leaves_and_goes_on(tmp_path, number, code):
     command.write(tmp_path)
@@ -104,8 +108,6 @@ def test_the_command_saves_and_leaves_and_goes_on(tmp_path, number, code):
     assert 'Traceback' not in output
     (step,) = (int(p.name) for p in (tmp_path / 'run' / 'checkpoints').iterdir())
     assert f'stopped after step {step}, which' in output
-    found, output = command.finish(command.start(tmp_path, f'steps={step + 2}'))
-    assert 'holds another run' in output  # steps is not free to change
     process = command.start(tmp_path, *keys)
     end = f'"step": {step + 1},'
     command.wait_until(lambda: end in metrics.read_text(), process)

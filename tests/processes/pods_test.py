@@ -109,6 +109,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others(folder, number):
         code, output = command.finish(first, timeout=6 * HEARTBEAT)
     finally:
         last.kill()
+        last.communicate()
     assert time.monotonic() - began < 6 * HEARTBEAT
     assert code in (RUN_AGAIN, -signal.SIGABRT), output  # whoever notices first
     assert re.search('another (process is gone|task died)', output)

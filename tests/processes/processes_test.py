@@ -1,5 +1,6 @@
 """Whole runs by real processes of `jax.distributed`, connected by gloo."""
 
+import json
 import os
 import socket
 import subprocess
@@ -48,9 +49,14 @@ def run_processes(repo_root, folder, count):
 
 
 @pytest.fixture(scope='module')
-def outcomes(repo_root, tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('processes')
     small_run.write(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def outcomes(repo_root, folder):
     return {count: run_processes(repo_root, folder, count) for count in (1, 2)}
 
 
@@ -64,6 +70,23 @@ def test_a_run_does_not_depend_on_its_processes(outcomes, name):
         np.testing.assert_allclose(
             together[key], alone[key], rtol=1e-5, atol=1e-7, err_msg=key
         )
+
+
+@pytest.mark.parametrize('name', sorted(worker.LOSSES))
+def test_all_processes_see_the_same_data_in_the_same_order(folder, outcomes, name):
+    alone, together = (folder / f'{name}-{count}' for count in outcomes)
+    reports = [(f / 'data_report.json').read_text() for f in (alone, together)]
+    assert reports[0] == reports[1]
+    losses = [
+        [
+            json.loads(line).get('loss')
+            for line in (f / 'metrics.jsonl').read_text().splitlines()
+        ]
+        for f in (alone, together)
+    ]
+    assert len(losses[0]) == worker.CHANGES['steps'] + 2  # two are evaluations
+    for a, b in zip(*losses, strict=True):
+        assert a == (b if b is None else pytest.approx(b, rel=1e-5))
 
 
 @pytest.mark.parametrize('name', sorted(worker.LOSSES))
