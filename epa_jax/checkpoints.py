@@ -21,6 +21,9 @@ from epa_jax.types import TrainState
 log = logging.getLogger(__name__)
 
 SHOWN = 5  # differing leaves named in an error
+# Orbax measures with the wall clock, which may be set while a save is under way. A save
+# that hangs is the watchdog's to end.
+SAVE_SECONDS = 10**7
 DIGESTS = 'digests'  # key beside the data position
 
 
@@ -282,6 +285,9 @@ def _options(cfg: CheckpointConfig, read_only: bool) -> ocp.CheckpointManagerOpt
         cleanup_tmp_directories=not read_only,
         create=not read_only,
         read_only=read_only,
+        async_options=ocp.AsyncOptions(
+            timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
+        ),
     )
 
 

@@ -177,8 +177,10 @@ def _run_loop(
     loop = Loop(job, outputs, state, step or 0, interrupts, watchdog, owed)
     try:
         with interrupts.deferred(), watchdog:
-            loop.run(batches)
-            checkpoints.wait()
+            try:
+                loop.run(batches)
+            finally:
+                checkpoints.wait()
     finally:
         progress.close()
         writers.close()

@@ -1,6 +1,7 @@
 """What may happen to a run's files and machine: a clear message, and a way to go on."""
 
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -136,13 +137,16 @@ def test_data_that_changed_is_refused(cut):
         train(small_run.config(cut, **KEYS))
 
 
-def test_a_clock_that_jumps_changes_nothing(cut, whole, monkeypatch):
-    """Back by a day and forth again, at every look."""
-    now, looks = time.time(), iter(range(10**9))
-    monkeypatch.setattr(time, 'time', lambda: now - 86400.0 * (next(looks) % 2))
-    monkeypatch.setattr(
-        time, 'time_ns', lambda: int(1e9 * now) - 86400 * 10**9 * (next(looks) % 2)
-    )
+@pytest.mark.parametrize('days', [[0, -1], [0, 1, -1]], ids=str)
+def test_a_clock_that_jumps_changes_nothing(cut, whole, monkeypatch, days):
+    """By so many days at every look, in turn."""
+    looks, now = itertools.count(), time.time()
+
+    def clock():
+        return now + 86400.0 * days[next(looks) % len(days)]
+
+    monkeypatch.setattr(time, 'time', clock)
+    monkeypatch.setattr(time, 'time_ns', lambda: int(1e9 * clock()))
     ended = train(small_run.config(cut, **KEYS))
     assert next(looks) > 10
     assert_same(ended, whole)
