@@ -194,7 +194,7 @@ def requirements(setup_cfg: configparser.ConfigParser) -> list[Requirement]:
     extras = setup_cfg['options.extras_require']
     assert set(extras) == {
         'tpu', 'cuda12', 'cuda13', 'lm_eval', 'notebook', 'test', 'parity', 'alpaca_eval',
-        'plan',
+        'plan', 'gcs',
     }  # fmt: skip
     unpinned = ('parity', 'alpaca_eval', 'notebook')
     groups = [text for name, text in extras.items() if name not in unpinned]
