@@ -24,6 +24,7 @@ from epa_jax.evals.sampling import Sampling
 from epa_jax.evals.scoring import ROWS, score
 from epa_jax.policy import Policy, base_model, load_policy, saved_steps
 from epa_jax.schema import DataConfig, MeshConfig
+from epa_jax.storage import argument as local_path
 from epa_jax.types import Message
 
 
@@ -35,10 +36,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         'with --checkpoints, for each of its checkpoints.',
     )
     add = parser.add_argument
-    add('runs', nargs='+', type=Path, help='run folders')
+    add('runs', nargs='+', type=local_path, help='run folders')
     add('--prompts', required=True, help='a file, data set or hub name')
     add('--reward', required=True, help='a reward model, or module:function')
-    add('--out', type=Path, required=True, help='folder for frontier.csv and .png')
+    add('--out', type=local_path, required=True, help='folder for frontier.csv and .png')
     add('--checkpoints', action='store_true', help='every checkpoint, not the end alone')
     add('--limit', type=int, default=0, help='prompts to read at most; 0: all')
     add('--n', type=int, default=4, help='samples of each prompt')

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from epa_jax.formats.names import FormatError
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
 from epa_jax.loop import Loop, Outputs, TrainingError
-from epa_jax.losses import LOSSES, LossDef
+from epa_jax.losses import LOSSES, Loss, LossDef
 from epa_jax.model_card import model_card
 from epa_jax.models.hf_config import SpecError
 from epa_jax.models.spec import ModelSpec
@@ -34,6 +33,7 @@ from epa_jax.progress import Progress, SilentProgress, make_progress
 from epa_jax.reference import StaleCacheError
 from epa_jax.run_folder import RunFolder, open_run_folder
 from epa_jax.schema import RunConfig
+from epa_jax.storage import AnyPath, StorageError
 from epa_jax.types import Params
 from epa_jax.weights import base_fingerprint, check_base
 from epa_jax.writers import Writers, open_writers, read_evaluations
@@ -51,6 +51,7 @@ USER_ERRORS = (
     CheckpointError,
     GuardError,
     TrainingError,
+    StorageError,
 )
 
 
@@ -65,7 +66,7 @@ class TrainResult:
       summary: what summary.json holds.
     """
 
-    folder: pathlib.Path
+    folder: AnyPath
     spec: ModelSpec
     params: Params
     summary: dict[str, Any]
@@ -87,6 +88,18 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
     began = time.perf_counter()
     loss = loss_of(run, losses)  # what cannot work is refused before any work
     folder = open_run_folder(run)
+    with folder.mirrored():
+        return _train(run, losses, folder, loss, began)
+
+
+def _train(
+    run: RunConfig,
+    losses: Mapping[str, LossDef],
+    folder: RunFolder,
+    loss: Loss,
+    began: float,
+) -> TrainResult:
+    """`train`, with the run folder open."""
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
     datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
     streams = load_streams(run, tokenizer, {e.prompt_key for e in datasets.held_out})
@@ -96,7 +109,10 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
         folder.write_data_report(job.report)
     base = {} if job.weights.lora is None else base_fingerprint(job.weights.base)
     checkpoints = Checkpoints(
-        folder.checkpoints, run.checkpoint, config=folder.config | base
+        folder.checkpoints,
+        run.checkpoint,
+        config=folder.config | base,
+        before_save=folder.before_save,
     )
     try:
         loop = _run_loop(job, folder, checkpoints)
@@ -108,7 +124,7 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
     if jax.process_index() == 0:
         folder.write_summary(summary)
     policy = job.frozen.policy(loop.state.params)
-    return TrainResult(folder.path, job.spec, policy, summary)
+    return TrainResult(folder.home, job.spec, policy, summary)
 
 
 def _export(job: Job, folder: RunFolder, trained: Params, card: str) -> None:

@@ -45,7 +45,11 @@ NO_TWIN = {
     'types': 'train_step_test.py',
 }
 LOADS_CODE = {'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'torch'}
-EXTRA = {'evals.harness': 'lm_eval', 'lm_eval': 'lm_eval'}  # may import what it installs
+EXTRA = {
+    'evals.harness': 'lm_eval',
+    'lm_eval': 'lm_eval',
+    'storage': 'gcs',
+}  # may import what it installs
 FLAGS = {'config', 'train', 'sweep', 'quickstart'}  # may import ml_collections
 
 
@@ -228,7 +232,7 @@ def test_every_import_is_a_stated_requirement(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
     extras = setup_cfg['options.extras_require']
-    distribution = {'absl': 'absl-py', 'orbax': 'orbax-checkpoint'}
+    distribution = {'absl': 'absl-py', 'orbax': 'orbax-checkpoint', 'google': 'gcsfs'}
 
     def names(text: str) -> set[str]:
         lines = text.strip().splitlines()
