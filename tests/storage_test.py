@@ -4,7 +4,6 @@ import argparse
 import pathlib
 import sys
 
-import gcsfs
 import pytest
 
 from epa_jax import storage
@@ -84,9 +83,9 @@ def test_a_file_is_copied_once_while_it_is_the_same(bucket, monkeypatch):
     assert copy.name == 'data.jsonl'
     assert copy.read_text() == 'first'
     calls = []
-    real = gcsfs.GCSFileSystem.get_file
+    real = storage.filesystem().get_file
     monkeypatch.setattr(
-        gcsfs.GCSFileSystem, 'get_file', lambda *a, **k: calls.append(a) or real(*a, **k)
+        storage.filesystem(), 'get_file', lambda *a, **k: calls.append(a) or real(*a, **k)
     )
     assert storage.local(f'{bucket}/data.jsonl') == copy
     assert calls == []
@@ -120,15 +119,15 @@ def test_copies_stay_in_their_folder(bucket, tmp_path):
 def test_a_copy_that_breaks_off_leaves_none(bucket, tmp_path, monkeypatch):
     put(f'{bucket}/model/a', 'a')
     put(f'{bucket}/model/b', 'bb')
-    real = gcsfs.GCSFileSystem.get_file
+    real = storage.filesystem().get_file
 
-    def cut(self, source, target, **options):
-        real(self, source, target, **options)
+    def cut(source, target, **options):
+        real(source, target, **options)
         if source.endswith('b'):
             pathlib.Path(target).write_text('b')
 
     with monkeypatch.context() as patch:
-        patch.setattr(gcsfs.GCSFileSystem, 'get_file', cut)
+        patch.setattr(storage.filesystem(), 'get_file', cut)
         with pytest.raises(StorageError, match='changed while it was copied'):
             storage.local(f'{bucket}/model')
     assert [p for p in (tmp_path / 'copies').rglob('*') if p.is_file()] == []
@@ -160,13 +159,13 @@ def test_a_folder_is_replaced_with_its_marker_first_and_last(bucket, monkeypatch
     put(f'{bucket}/export2', 'another')
     done = []
     for method in ('rm_file', 'put_file'):
-        real = getattr(gcsfs.GCSFileSystem, method)
+        real = getattr(storage.filesystem(), method)
 
-        def noted(self, *places, _real=real, _method=method, **options):
+        def noted(*places, _real=real, _method=method, **options):
             done.append((_method, str(places[-1]).rpartition('/')[2]))
-            return _real(self, *places, **options)
+            return _real(*places, **options)
 
-        monkeypatch.setattr(gcsfs.GCSFileSystem, method, noted)
+        monkeypatch.setattr(storage.filesystem(), method, noted)
     with storage.new_folder(f'{bucket}/export', 'config.json') as folder:
         for name in ('a', 'config.json', 'weights'):
             (folder / name).write_text('new')
@@ -181,17 +180,17 @@ def test_a_folder_is_replaced_with_its_marker_first_and_last(bucket, monkeypatch
 def test_a_folder_that_was_not_finished_replaces_nothing(bucket):
     put(f'{bucket}/export/config.json', 'old')
 
-    class Stop(Exception):
-        pass
+    def stopped():
+        with storage.new_folder(f'{bucket}/export', 'config.json') as folder:
+            folders.append(folder)
+            (folder / 'config.json').write_text('new')
+            raise KeyboardInterrupt
 
-    with (
-        pytest.raises(Stop),
-        storage.new_folder(f'{bucket}/export', 'config.json') as folder,
-    ):
-        (folder / 'config.json').write_text('new')
-        raise Stop
+    folders = []
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert get(f'{bucket}/export/config.json') == 'old'
-    assert not folder.exists()
+    assert not folders[0].exists()
 
 
 def test_the_bucket_is_that_of_the_emulator(bucket):

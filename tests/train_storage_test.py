@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,8 +85,6 @@ def test_a_run_in_a_bucket_is_that_in_a_folder(local, remote, bucket, tmp_path):
 
 
 def leaves(params):
-    import jax
-
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
 

@@ -2,10 +2,10 @@
 # Copies the results of a run here: its folder in the bucket, and the logs of the workers.
 #
 #   collect.sh --workdir=gs://BUCKET/runs/first --out=runs/first [--checkpoints]
-#              [--name=NAME --zone=ZONE --workers=4] [--project=PROJECT] [--dry-run]
+#              [--workers=4 --name=NAME --zone=ZONE] [--project=PROJECT] [--dry-run]
 #
 #   --checkpoints   also copy checkpoints/, which are large
-#   --workers=1     with --name, logs of this many workers, to OUT/worker-N.log
+#   --workers=4     also copy the logs of so many workers of the slice, to OUT/worker-N.log
 #
 # What is there already is not copied again, nothing is deleted.
 
@@ -17,7 +17,7 @@ parse 'workdir out checkpoints name zone project workers' "$@"
 need workdir out
 check_bucket "$workdir"
 whole workers
-if [ -n "$name" ]; then check_resource; fi
+if [ "$workers" -gt 0 ]; then check_resource; fi
 require gcloud
 
 args=(storage rsync "${workdir%/}" "$out" --recursive)
@@ -25,9 +25,7 @@ if [ "$checkpoints" = 0 ]; then args+=('--exclude=^checkpoints/.*'); fi
 if [ -n "$project" ]; then args+=(--project="$project"); fi
 run mkdir -p "$out"
 run gcloud "${args[@]}"
-if [ -n "$name" ]; then
-  for ((worker = 0; worker < workers; worker++)); do
-    tpus scp "$name:epa_job/log" "$out/worker-$worker.log" --node=0 --worker="$worker" ||
-      die "worker $worker of $name has no log, or cannot be reached"
-  done
-fi
+for ((worker = 0; worker < workers; worker++)); do
+  tpus scp "$name:epa_job/log" "$out/worker-$worker.log" --node=0 --worker="$worker" ||
+    die "worker $worker of $name has no log, or cannot be reached"
+done

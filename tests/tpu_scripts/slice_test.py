@@ -315,7 +315,7 @@ def test_collect_copies_results_and_logs(cloud, tmp_path):
     assert [words[6] for words in logs] == [f'{out}/worker-{i}.log' for i in range(2)]
     for words in cloud.calls():
         lib.check_flags(words)
-    cloud.run('collect.sh', run, f'--out={out}', '--checkpoints')
+    cloud.run('collect.sh', run, f'--out={out}', '--checkpoints', EPA_NAME='slice')
     assert not any(word.startswith('--exclude') for word in cloud.calls()[-1])
 
 
@@ -347,7 +347,7 @@ def test_a_slice_that_may_still_cost_money_is_an_error(cloud, answers):
         ('launch.sh', [*NAMED, '--', *TRAIN]),
         ('watch.sh', [*NAMED, '--follow']),
         ('resume.sh', [*SLICE, '--', *TRAIN]),
-        ('collect.sh', ['--workdir=gs://bucket/a', '--out=a b', *NAMED]),
+        ('collect.sh', ['--workdir=gs://bucket/a', '--out=a b', '--workers=2', *NAMED]),
         ('teardown.sh', [*NAMED]),
     ],
 )

@@ -2,13 +2,14 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
 
 import pytest
 
-from tests.tpu_scripts.cloud import SCRIPTS, Cloud
+from tests.tpu_scripts.cloud import SCRIPTS, Cloud, check_flags, printed
 
 FILES = sorted(SCRIPTS.glob('*.sh'))
 CALLED = [path for path in FILES if path.name not in ('lib.sh', 'worker.sh')]
@@ -50,3 +51,30 @@ def test_help_names_every_option(path, tmp_path):
         shown += Cloud(tmp_path).run('create.sh', '--help')[0]
     for option in found.split():
         assert f'--{option}' in shown, option
+
+
+def commands_of_the_page():
+    """Commands of docs/tpu.md that call a script, as one line each."""
+    text = (SCRIPTS.parent / 'docs/tpu.md').read_text()
+    blocks = re.findall(r'```bash\n(.*?)```', text, re.S)
+    lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
+    return [line for line in lines if line.startswith('tpu_scripts/')]
+
+
+def test_the_page_uses_every_script():
+    used = {line.split()[0].removeprefix('tpu_scripts/') for line in commands_of_the_page()}
+    assert used == {path.name for path in CALLED}
+
+
+@pytest.mark.parametrize('line', commands_of_the_page(), ids=lambda x: x.split(' --')[0])
+def test_commands_of_the_page_run_dry(line, tmp_path):
+    cloud = Cloud(tmp_path)
+    before, dashes, command = line.partition(' -- ')
+    script, *words = shlex.split(before.replace('$BUCKET', 'gs://bucket'))
+    words += ['--dry-run', *dashes.split(), *shlex.split(command)]
+    settings = {'NAME': 'n', 'ZONE': 'us-west4-a', 'TYPE': 'v5e-16', 'CLUSTER': 'c'}
+    env = {f'EPA_{key}': value for key, value in settings.items()}
+    out, _ = cloud.run(script.removeprefix('tpu_scripts/'), *words, **env)
+    for called in printed(out):
+        if called[0] in ('gcloud', 'xpk', 'kubectl'):
+            check_flags(called)
