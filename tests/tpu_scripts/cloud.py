@@ -15,6 +15,12 @@ SCRIPTS = HERE.parents[1] / 'tpu_scripts'
 FLAGS = json.loads((HERE / 'flags.json').read_text())['commands']
 NAMED = ('--name=slice', '--zone=us-west4-a')
 SLICE = (*NAMED, '--type=v5e-16')
+TRAIN = (
+    'python', '-m', 'epa_jax.train', '--config=experiments/x.py:v5e-16',
+    '--config.workdir=gs://bucket/runs/it\'s',
+    '--config.data.system_prompt=Be "good" & $HOME',
+)  # fmt: skip
+QUICK = ('--poll=0', '--tries=2')
 NO_SLICE = [1, '', 'ERROR: (gcloud) NOT_FOUND: Resource was not found\n']
 
 
