@@ -111,10 +111,16 @@ def filesystem() -> fsspec.AbstractFileSystem:
 @contextlib.contextmanager
 def explained(place: str | AnyPath) -> Iterator[None]:
     """Within it, what goes wrong with a bucket is a StorageError."""
-    import gcsfs.retry  # only where a bucket is used
+    import aiohttp  # all only where a bucket is used
+    import gcsfs.retry
     import google.auth.exceptions
 
-    kinds = (OSError, gcsfs.retry.HttpError, google.auth.exceptions.GoogleAuthError)
+    kinds = (
+        OSError,
+        aiohttp.ClientError,
+        gcsfs.retry.HttpError,
+        google.auth.exceptions.GoogleAuthError,
+    )
     try:
         yield
     except kinds as error:

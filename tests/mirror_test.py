@@ -4,6 +4,7 @@ import os
 import threading
 import time
 
+import aiohttp
 import pytest
 
 from epa_jax import storage
@@ -20,7 +21,7 @@ def failing(bucket, monkeypatch):
 
     def pipe_file(*arguments, **options):
         if broken.is_set():
-            raise OSError('no route to host')
+            raise aiohttp.ServerDisconnectedError('no route to host')
         return real(*arguments, **options)
 
     monkeypatch.setattr(storage.filesystem(), 'pipe_file', pipe_file)

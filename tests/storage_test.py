@@ -1,12 +1,14 @@
 """Places in buckets, against an emulator that gcsfs takes for Google's storage."""
 
 import argparse
+import json
 import pathlib
 import sys
 
 import pytest
 
-from epa_jax import storage
+from epa_jax import compare, evaluate, export, frontier, sample, storage
+from epa_jax.policy import base_model
 from epa_jax.storage import StorageError
 from tests.gcs import BUCKET, get, names, put
 
@@ -195,3 +197,19 @@ def test_a_folder_that_was_not_finished_replaces_nothing(bucket):
 
 def test_the_bucket_is_that_of_the_emulator(bucket):
     assert bucket.startswith(f'gs://{BUCKET}/')
+
+
+@pytest.mark.parametrize('command', [compare, evaluate, export, frontier, sample])
+def test_commands_that_look_at_runs_ask_for_local_ones(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(['gs://bucket/runs/first'])
+    assert 'gs://bucket/runs/first: must be a local path here' in capsys.readouterr().err
+
+
+def test_a_run_s_model_is_found_in_the_bucket(bucket, tmp_path):
+    put(f'{bucket}/model/config.json', '{}')
+    run = {'model.path': f'{bucket}/model', 'model.tokenizer': ''}
+    (tmp_path / 'config.json').write_text(json.dumps(run))
+    base, tokenizer = base_model(tmp_path)
+    assert (base / 'config.json').read_text() == '{}'
+    assert tokenizer == base

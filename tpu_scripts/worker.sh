@@ -24,7 +24,9 @@ die() {
 install() {
   export PATH="$HOME/.local/bin:$PATH"
   if ! command -v uv >/dev/null; then
-    python3 -m pip install -q --user uv || die 'uv could not be installed with pip'
+    python3 -m pip install -q --user uv ||
+      curl -LsSf https://astral.sh/uv/install.sh | sh ||
+      die 'uv could not be installed, neither with pip nor with its own installer'
   fi
   cd "$REPO"
   EXTRA=tpu ./setup_env.sh

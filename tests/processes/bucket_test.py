@@ -75,7 +75,7 @@ def test_processes_that_share_a_bucket_do_the_same_run(repo_root, bucket, tmp_pa
     storage.upload(tmp_path / 'pairs.jsonl', f'{bucket}/pairs.jsonl')
     run(repo_root, tmp_path, bucket, 2)
     assert_same_run(tmp_path / 'run', bucket)
-    # as after a kill during the last save, on machines that are gone with their disks
+    # as after a kill during the last save
     last = f'{bucket}/run/checkpoints/{STEPS}'
     storage.filesystem().rm_file(f'{last}/commit_success.txt')
     run(repo_root, tmp_path, bucket, 2)

@@ -1,5 +1,6 @@
 """One of the processes of a run in a bucket: FOLDER URL RANK COUNT PORT."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def main() -> None:
     places = {} if url == 'local' else {
         'workdir': f'{url}/run',
         'data__train': f'{url}/pairs.jsonl',
-        'reference__cache_dir': f'{url}/cache',
+        # of this machine's own: only the first one's holds what was computed
+        'reference__cache_dir': os.environ['EPA_CACHE'] + '/reference',
     }  # fmt: skip
     train(small_run.config(Path(folder), **CHANGES, **places))
 

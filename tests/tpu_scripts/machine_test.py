@@ -157,6 +157,28 @@ def test_install_makes_the_environment_for_tpus(code, tmp_path):
     assert done.stdout.splitlines()[1].endswith('/uv')
 
 
+@pytest.mark.parametrize('works', ['pip', 'curl', ''])
+def test_install_gets_uv_by_pip_or_by_its_installer(code, tmp_path, works):
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    for tool in ('bash', 'dirname', 'hostname', 'sh'):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    for tool, name in {'python3': 'pip', 'curl': 'curl'}.items():
+        body = f'echo "echo {tool} got it"; exit {0 if works == name else 1}'
+        (tools / tool).write_text(f'#!/bin/sh\n{body}\n')
+        (tools / tool).chmod(0o755)
+    (code / 'setup_env.sh').write_text('#!/bin/sh\necho set up\n')
+    (code / 'setup_env.sh').chmod(0o755)
+    done = subprocess.run(
+        ['bash', str(code / 'tpu_scripts/worker.sh'), 'install'],
+        capture_output=True, text=True, timeout=SECONDS,
+        env={'PATH': str(tools), 'HOME': str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode == 0) == bool(works)
+    assert ('set up' in done.stdout) == bool(works)
+    assert ('neither with pip nor' in done.stderr) == (not works)
+
+
 def cuda(code, *arguments, exit_code=0):
     done = subprocess.run(
         ['bash', str(code / 'tpu_scripts/cuda.sh'), *arguments],
