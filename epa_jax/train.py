@@ -89,10 +89,10 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
     loss = loss_of(run, losses)  # what cannot work is refused before any work
     folder = open_run_folder(run)
     with folder.mirrored():
-        return _train(run, losses, folder, loss, began)
+        return _in_folder(run, losses, folder, loss, began)
 
 
-def _train(
+def _in_folder(
     run: RunConfig,
     losses: Mapping[str, LossDef],
     folder: RunFolder,
