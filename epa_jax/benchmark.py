@@ -27,6 +27,7 @@ from epa_jax.data.prompts import Prompt, encode_prompts, read_prompts
 from epa_jax.data.sources import DataError
 from epa_jax.evals.mt_bench import answers, converse, read_questions
 from epa_jax.evals.responding import Response
+from epa_jax.storage import argument as local_path
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add = kind.add_argument
         add('--prompts', required=True, help='a file, data set or hub name')
         add('--limit', type=int, default=0, help='prompts to read at most; 0: all')
-        add('--out', type=Path, required=True, help='file to write')
+        add('--out', type=local_path, required=True, help='file to write')
     alpaca.add_argument('--name', help="of the generator; the model's folder unless given")
     alpaca.add_argument('--temperature', type=float, default=0.7, help='0: greedy')
     bench.add_argument('--choices', type=int, default=1, help='answers to each question')

@@ -2,15 +2,15 @@
 
 import dataclasses
 import logging
-import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from epa_jax import reference, sharding
+from epa_jax import reference, sharding, storage
 from epa_jax.data.pipeline import Pipeline
 from epa_jax.schema import RunConfig
 from epa_jax.train_step import Objective
@@ -58,10 +58,14 @@ class CachedReference:
             groups,
         )
         path = reference.cache_path(self.run.reference.cache_dir, made_from)
-        path = pathlib.Path(cache_file) if cache_file else path
+        path = storage.path(cache_file) if cache_file else path
         shape = (len(groups), pipeline.layout.responses)
-        if cache_file or path.exists():
-            logps = reference.load(path, shape, made_from)
+        if cache_file or _of_first(path.exists):
+            # machines need not share a disk: the first process reads for all
+            logps = np.zeros(shape, np.float32)
+            if jax.process_index() == 0:
+                logps = reference.load(path, shape, made_from)
+            logps = np.asarray(multihost_utils.broadcast_one_to_all(logps))
             log.info('reference log-probs of %d prompts: reused %s', len(groups), path)
         else:
             logps = self.compute(pipeline, groups)
@@ -101,3 +105,9 @@ class CachedReference:
         """Keys [N] and log-probs [N, K] of a micro-batch."""
         logps = self.objective.policy_table(params, batch).logps
         return batch.keys.reshape(-1), logps
+
+
+def _of_first(answer: Callable[[], bool]) -> bool:
+    """What the first process answers, in every process."""
+    mine = jax.process_index() == 0 and answer()
+    return bool(multihost_utils.broadcast_one_to_all(np.array(mine)))

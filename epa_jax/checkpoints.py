@@ -6,14 +6,14 @@ import hashlib
 import json
 import logging
 import math
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from epa_jax import storage
 from epa_jax.reference import fingerprint
 from epa_jax.schema import CheckpointConfig
 from epa_jax.types import TrainState
@@ -61,11 +61,12 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | pathlib.Path,
+        folder: str | storage.AnyPath,
         cfg: CheckpointConfig,
         *,
         config: Mapping[str, Any] | None = None,
         read_only: bool = False,
+        before_save: Callable[[], None] = lambda: None,
     ):
         """Opens a folder, creating it unless `read_only`.
 
@@ -74,14 +75,17 @@ class Checkpoints:
           cfg: what is kept.
           config: saved with every step; JSON values.
           read_only: never change the folder, which another process may be writing.
+          before_save: called at the start of every save.
 
         Raises:
           CheckpointError: `read_only` and there is no such folder.
         """
-        self.folder = pathlib.Path(folder).absolute()
+        path = storage.path(folder)
+        self.folder = path if storage.is_remote(folder) else path.absolute()
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f'{self.folder}: no such folder of checkpoints')
         self.config = dict(config or {})
+        self._before_save = before_save
         self._best_metric = cfg.best_metric if cfg.keep_best else None
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -117,6 +121,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self._before_save()
         text = {'data': dict(data_state), 'config': self.config}
         digests = {'state': fingerprint(state), 'text': _text_digest(text)}
         args = ocp.args.Composite(

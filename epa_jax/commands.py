@@ -21,6 +21,8 @@ from epa_jax.formats.names import FormatError
 from epa_jax.models.hf_config import SpecError
 from epa_jax.policy import Policy, load_policy
 from epa_jax.schema import DataConfig, MeshConfig
+from epa_jax.storage import StorageError
+from epa_jax.storage import argument as local_path
 
 # what a user can mend
 USER_ERRORS = (
@@ -31,6 +33,7 @@ USER_ERRORS = (
     FormatError,
     ScoreError,
     SpecError,
+    StorageError,
 )
 
 
@@ -46,9 +49,13 @@ def show_errors(main: Callable[[], None]) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that `policy_of` reads."""
     add = parser.add_argument
-    add('model', type=Path, help='a run folder, a model or adapter folder, or .gguf')
+    add('model', type=local_path, help='a run folder, a model or adapter folder, or .gguf')
     add('--step', type=int, help='checkpoint of a run folder; its end unless given')
-    add('--tokenizer', type=Path, help='a folder or .gguf file, if not beside the weights')
+    add(
+        '--tokenizer',
+        type=local_path,
+        help='a folder or .gguf file, if not beside the weights',
+    )
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
     add('--mesh_data', type=int, default=1, help='copies of the model')
     add(

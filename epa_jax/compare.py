@@ -1,13 +1,13 @@
 """Several runs side by side: python -m epa_jax.compare RUN RUN ... --out FOLDER."""
 
 import argparse
-from pathlib import Path
 
 from epa_jax.commands import show_errors
 from epa_jax.comparison import scatter, table
 from epa_jax.comparison.figure import draw
 from epa_jax.comparison.page import page
 from epa_jax.comparison.runs import grouped, read_run
+from epa_jax.storage import argument as local_path
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -19,8 +19,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         'differ in their seed alone become one column.',
     )
     add = parser.add_argument
-    add('runs', nargs='+', type=Path, help='run folders')
-    add('--out', type=Path, help='folder for table.csv, report.html and figures')
+    add('runs', nargs='+', type=local_path, help='run folders')
+    add('--out', type=local_path, help='folder for table.csv, report.html and figures')
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from epa_jax.limits import CHOICES, LINEAR, RANGES
+from epa_jax import storage
+from epa_jax.limits import CHOICES, LINEAR, LOCAL, PLACES, RANGES
 from epa_jax.schema import RunConfig
 
 
@@ -66,6 +67,7 @@ def resolve(config: ConfigDict) -> RunConfig:
             )
     for key, (low, high) in RANGES.items():
         _check_range(key, flat[key], low, high)
+    _check_places(flat)
     lora_modules(run.lora.modules)
     _check_together(run)
     return run
@@ -108,6 +110,16 @@ def _check_range(key: str, value: float, low: float | None, high: float | None) 
     if too_low or (high is not None and not value <= high):
         span = f'{"-inf" if low is None else low} to {"inf" if high is None else high}'
         raise ConfigError(f'{key}={value!r}: expected a value from {span}')
+
+
+def _check_places(flat: Mapping[str, Any]) -> None:
+    """Refuses URLs that would be taken for local folders or names of data sets."""
+    for keys, look in ((PLACES, storage.check), (LOCAL, storage.local_only)):
+        for key in keys:
+            try:
+                look(flat[key])
+            except storage.StorageError as error:
+                raise ConfigError(f'{key}={flat[key]!r}: {error}') from None
 
 
 def lora_modules(text: str) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from epa_jax.config import ConfigError
 from epa_jax.evals.answers import Answers, answer
 from epa_jax.evals.scoring import ROWS
 from epa_jax.evals.tasks import Task, read_task
+from epa_jax.storage import argument as local_path
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,8 +28,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--seed', type=int, default=0, help='of that choice')
     add('--delimiter', help='between query and choice; by the query unless given')
     add('--rows', type=int, default=ROWS, help='rows a device computes together')
-    add('--out', type=Path, help='JSON file of the summaries; of a run, in its evals/')
-    add('--details', type=Path, help='JSONL file with a line for each question')
+    add(
+        '--out', type=local_path, help='JSON file of the summaries; of a run, in its evals/'
+    )
+    add('--details', type=local_path, help='JSONL file with a line for each question')
     return parser.parse_args(argv)
 
 

@@ -10,6 +10,7 @@ from epa_jax.formats.export import DTYPES, export_adapter, export_model
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.model_card import model_card
 from epa_jax.policy import base_model, load_adapted
+from epa_jax.storage import argument as local_path
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -21,7 +22,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_model_arguments(parser)
     add = parser.add_argument
-    add('out', type=Path, help='folder to make')
+    add('out', type=local_path, help='folder to make')
     add('--weights', default='bfloat16', choices=sorted(DTYPES), help='dtype in the file')
     add('--adapter', action='store_true', help='the adapters of a run with lora alone')
     add('--overwrite', action='store_true', help='replace a folder of that name')

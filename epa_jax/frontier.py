@@ -24,6 +24,8 @@ from epa_jax.evals.sampling import Sampling
 from epa_jax.evals.scoring import ROWS, score
 from epa_jax.policy import Policy, base_model, load_policy, saved_steps
 from epa_jax.schema import DataConfig, MeshConfig
+from epa_jax.storage import argument as local_path
+from epa_jax.storage import is_remote, local
 from epa_jax.types import Message
 
 
@@ -35,10 +37,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         'with --checkpoints, for each of its checkpoints.',
     )
     add = parser.add_argument
-    add('runs', nargs='+', type=Path, help='run folders')
+    add('runs', nargs='+', type=local_path, help='run folders')
     add('--prompts', required=True, help='a file, data set or hub name')
     add('--reward', required=True, help='a reward model, or module:function')
-    add('--out', type=Path, required=True, help='folder for frontier.csv and .png')
+    add('--out', type=local_path, required=True, help='folder for frontier.csv and .png')
     add('--checkpoints', action='store_true', help='every checkpoint, not the end alone')
     add('--limit', type=int, default=0, help='prompts to read at most; 0: all')
     add('--n', type=int, default=4, help='samples of each prompt')
@@ -97,7 +99,7 @@ def _print(p: Point) -> None:
 def reference_of(run: Run) -> tuple[Path, Path]:
     """The model that the run's KL is to, and the tokenizer."""
     base, tokenizer = base_model(run.folder)
-    return Path(run.config.get('reference.path') or base), tokenizer
+    return local(run.config.get('reference.path') or base), tokenizer
 
 
 def reward_of(name: str, mesh: Mesh, dtype: str) -> Reward:
@@ -107,8 +109,8 @@ def reward_of(name: str, mesh: Mesh, dtype: str) -> Reward:
       ConfigError: no such function.
       FormatError: no such reward model.
     """
-    if Path(name).exists() or ':' not in name:
-        return open_reward_model(Path(name), mesh, dtype=dtype)
+    if is_remote(name) or Path(name).exists() or ':' not in name:
+        return open_reward_model(local(name), mesh, dtype=dtype)
     module, _, function = name.partition(':')
     sys.path.insert(0, str(Path.cwd()))
     try:

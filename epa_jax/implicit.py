@@ -18,6 +18,7 @@ from epa_jax.evals.scoring import ROWS, score
 from epa_jax.policy import Policy, load_policy
 from epa_jax.prepare import loss_of
 from epa_jax.schema import DataConfig, RunConfig
+from epa_jax.storage import local
 from epa_jax.types import TokenExample
 
 
@@ -112,9 +113,9 @@ def scale_of(args: argparse.Namespace, run: RunConfig | None) -> Scale:
         )
     if args.beta is None and loss is None:
         raise ConfigError(f'--beta: {args.model} is no run folder; set the scale')
-    reference = None if args.reference in (None, 'none') else Path(args.reference)
+    reference = None if args.reference in (None, 'none') else local(args.reference)
     if args.reference is None and loss and run and loss.needs_reference:
-        reference = Path(run.reference.path or run.model.path)
+        reference = local(run.reference.path or run.model.path)
     return Scale(
         beta=loss.beta if args.beta is None and loss else args.beta,
         reference=reference,
@@ -131,7 +132,7 @@ def _reference(
     assert scale.reference is not None
     own = args.tokenizer
     if run and own is None and args.reference is None:
-        own = Path(run.model.tokenizer or run.model.path)
+        own = local(run.model.tokenizer or run.model.path)
     found = load_policy(scale.reference, mesh=policy.mesh, dtype=args.dtype, tokenizer=own)
     if found.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(

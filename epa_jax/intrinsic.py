@@ -4,7 +4,6 @@ import argparse
 import csv
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from epa_jax.commands import evals_file, show_errors
 from epa_jax.config import ConfigError
 from epa_jax.evals.intrinsic import Rated, intrinsic
 from epa_jax.implicit import add_implicit_arguments, implicit_rewards
+from epa_jax.storage import argument as local_path
 from epa_jax.types import Role, TokenExample
 
 RATINGS = ('as_is', 'logit')
@@ -30,7 +30,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--ratings', default='as_is', choices=RATINGS, help='logit: of probabilities')
     add('--seed', type=int, default=0, help='of the bootstrap')
-    add('--out', type=Path, help='JSON file; of a run, in its evals/')
+    add('--out', type=local_path, help='JSON file; of a run, in its evals/')
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,6 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from epa_jax.commands import show_errors
@@ -29,6 +28,7 @@ from epa_jax.evals.judging import (
     win_rate,
 )
 from epa_jax.evals.matching import Matched, match
+from epa_jax.storage import argument as local_path
 
 KEY = 'OPENAI_API_KEY'
 EVERY = 100  # judgments between two lines of progress
@@ -45,9 +45,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('theirs', help='likewise, of the same prompts')
     add('--base_url', required=True, help='such as http://localhost:8000/v1')
     add('--model', required=True, help='name of the judge at the endpoint')
-    add('--out', type=Path, required=True, help='JSONL of judgments; known ones are kept')
-    add('--summary', type=Path, help='JSON file of the result')
-    add('--template', type=Path, help="the judge's prompt; see epa_jax.evals.judging")
+    add(
+        '--out',
+        type=local_path,
+        required=True,
+        help='JSONL of judgments; known ones are kept',
+    )
+    add('--summary', type=local_path, help='JSON file of the result')
+    add('--template', type=local_path, help="the judge's prompt; see epa_jax.evals.judging")
     add('--max_tokens', type=int, default=1024, help="of an answer; 0: the endpoint's")
     add('--seed', type=int, default=0, help='of the judge and of the bootstrap')
     add('--concurrent', type=int, default=4, help='requests at the same time')

@@ -16,6 +16,25 @@ CHOICES = {
     'checkpoint.best_mode': ('max', 'min'),
 }
 
+# keys that name a file or a folder: local, or in a bucket
+PLACES = (
+    'workdir',
+    'data.train',
+    'data.eval',
+    'data.chat_template',
+    'sft.train',
+    'sft.eval',
+    'pretrain.train',
+    'pretrain.eval',
+    'model.path',
+    'model.tokenizer',
+    'reference.path',
+    'reference.cache_dir',
+    'reference.cache_file',
+)
+# keys that name a local file
+LOCAL = ('plan.architecture',)
+
 # what lora.modules names
 LINEAR = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 

@@ -18,6 +18,7 @@ from epa_jax.data.sources import DataError
 from epa_jax.evals.generation import ROWS as SAMPLE_ROWS
 from epa_jax.evals.scoring import ROWS
 from epa_jax.evals.stopping import stop_ids
+from epa_jax.storage import argument as local_path
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,8 +46,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help='rows it generates together',
     )
     add('--seed', type=int, default=0, help='of sampled responses')
-    add('--out', type=Path, help='JSON file of the results; of a run, in its evals/')
-    add('--details', type=Path, help='JSONL file with a line for each document')
+    add('--out', type=local_path, help='JSON file of the results; of a run, in its evals/')
+    add('--details', type=local_path, help='JSONL file with a line for each document')
     return parser.parse_args(argv)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -21,6 +20,7 @@ from epa_jax.planning.roofline import (
 from epa_jax.planning.sweep import remedies, settings, table
 from epa_jax.planning.topology import Topology, devices, fake_devices, parse
 from epa_jax.schema import RunConfig
+from epa_jax.storage import local_only
 from epa_jax.train import CONFIG, run_flags
 
 FLAGS = flags.FLAGS
@@ -84,8 +84,9 @@ def main(argv: list[str]) -> None:
         if found['memory']['fits'] is False:
             print(remedies(run, topology, planned))
     if FLAGS.json:
-        Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(FLAGS.json).write_text(json.dumps(found, indent=1) + '\n')
+        path = local_only(FLAGS.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + '\n')
 
 
 def run_main() -> None:

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from epa_jax import sharding
+from epa_jax import sharding, storage
 from epa_jax.checkpoints import CheckpointError, Checkpoints
 from epa_jax.config import ConfigError, from_flat
 from epa_jax.formats.load import load_model, load_spec
@@ -175,10 +175,11 @@ def base_model(run: Path) -> tuple[Path, Path]:
 
     Raises:
       ConfigError: no configuration of a run.
+      StorageError: the model is in a bucket that cannot be read.
     """
     config = _saved_config(run)
-    base = Path(config['model.path'])
-    return base, Path(config.get('model.tokenizer') or base)
+    base = storage.local(config['model.path'])
+    return base, storage.local(config.get('model.tokenizer') or base)
 
 
 def _saved_config(run: Path) -> dict[str, Any]:

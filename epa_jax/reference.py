@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from epa_jax import storage
 from epa_jax.types import Params, TokenGroup
 
 FORMAT = '1'  # raise it when the meaning of a cache file changes
@@ -79,15 +81,21 @@ def identity(
     }
 
 
-def cache_path(cache_dir: str, made_from: dict[str, str]) -> pathlib.Path:
+def cache_path(cache_dir: str, made_from: dict[str, str]) -> storage.AnyPath:
     """Where the log-probs of this identity live."""
     text = json.dumps(made_from, sort_keys=True).encode()
     name = hashlib.sha256(text).hexdigest()[:16]
-    return pathlib.Path(cache_dir) / f'ref_logps-{name}.safetensors'
+    return storage.path(cache_dir) / f'ref_logps-{name}.safetensors'
 
 
-def save(path: pathlib.Path, logps: np.ndarray, made_from: dict[str, str]) -> None:
+def save(path: storage.AnyPath, logps: np.ndarray, made_from: dict[str, str]) -> None:
     """Writes a cache file; an interrupted write leaves none."""
+    if not isinstance(path, pathlib.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / path.name
+            save(file, logps, made_from)
+            storage.upload(file, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     # not save_file, whose error for a full disk is none of the operating system's
@@ -96,7 +104,7 @@ def save(path: pathlib.Path, logps: np.ndarray, made_from: dict[str, str]) -> No
 
 
 def load(
-    path: pathlib.Path, shape: tuple[int, int], made_from: dict[str, str]
+    path: storage.AnyPath, shape: tuple[int, int], made_from: dict[str, str]
 ) -> np.ndarray:
     """Reads a cache file.
 
@@ -110,7 +118,7 @@ def load(
     """
     remedy = 'delete it, or leave reference.cache_file empty to compute anew'
     try:
-        with safetensors.safe_open(path, framework='numpy') as file:
+        with safetensors.safe_open(storage.local(path), framework='numpy') as file:
             found = file.metadata() or {}
             logps = file.get_tensor('ref_logps')
     except (OSError, safetensors.SafetensorError) as error:
@@ -129,7 +137,7 @@ def load(
     return logps
 
 
-def describe(path: pathlib.Path, reused: bool) -> None:
+def describe(path: storage.AnyPath, reused: bool) -> None:
     """Logs whether log-probs were computed or found."""
     verb = 'reused' if reused else 'computed and saved'
     logging.getLogger(__name__).info('reference log-probs %s: %s', verb, path)

@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from epa_jax.evals.bootstrap import mean_interval
 from epa_jax.evals.rewards import Reward, open_reward_model
 from epa_jax.evals.scoring import ROWS
 from epa_jax.schema import MeshConfig
+from epa_jax.storage import argument as local_path
 from epa_jax.types import Message
 
 
@@ -27,13 +27,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description='Scores responses that epa_jax.sample wrote with a reward model.',
     )
     add = parser.add_argument
-    add('model', type=Path, help='a LLaMA or Mistral for sequence classification')
+    add('model', type=local_path, help='a LLaMA or Mistral for sequence classification')
     add('responses', help='JSONL of prompt and responses')
-    add('--tokenizer', type=Path, help='a folder, if not beside the weights')
+    add('--tokenizer', type=local_path, help='a folder, if not beside the weights')
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products')
     add('--rows', type=int, default=ROWS, help='rows a device computes together')
     add('--seed', type=int, default=0, help='of the bootstrap')
-    add('--out', type=Path, help='JSONL file: the records with their rewards')
+    add('--out', type=local_path, help='JSONL file: the records with their rewards')
     return parser.parse_args(argv)
 
 

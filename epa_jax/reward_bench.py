@@ -28,6 +28,7 @@ from epa_jax.evals.scoring import ScoreError
 from epa_jax.formats.reward_model import is_reward_model
 from epa_jax.implicit import add_implicit_arguments, implicit_rewards
 from epa_jax.schema import MeshConfig
+from epa_jax.storage import argument as local_path
 from epa_jax.types import Example, Message, Role
 
 NO_SUBSET = '(no subset)'
@@ -67,8 +68,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_implicit_arguments(parser)
     add = parser.add_argument
-    add('--out', type=Path, help='JSON file; of a run, in its evals/')
-    add('--details', type=Path, help='JSONL file with both rewards of each pair')
+    add('--out', type=local_path, help='JSON file; of a run, in its evals/')
+    add('--details', type=local_path, help='JSONL file with both rewards of each pair')
     return parser.parse_args(argv)
 
 

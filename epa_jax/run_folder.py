@@ -1,5 +1,6 @@
 """The folder of a run: what was asked for, where it ran, what came out."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -10,12 +11,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from epa_jax import storage
 from epa_jax.config import ConfigError, flatten
+from epa_jax.mirror import Mirror
 from epa_jax.schema import RunConfig
 
 PACKAGES = (
@@ -44,6 +47,14 @@ FREE = (
     'model.logprob_chunk',
     'model.vocab_block',
 )
+# what a start reads of earlier ones
+READ_AGAIN = (
+    'config.json',
+    'environment.json',
+    'metrics.jsonl',
+    'summary.json',
+    'wandb_id.txt',
+)
 FREE_GROUPS = ('mesh.', 'checkpoint.', 'log.', 'reference.cache_')
 
 
@@ -51,17 +62,46 @@ class RunFolder:
     """Paths and files of one run.
 
     Attributes:
-      path: the folder.
+      home: the folder, local or in a bucket.
+      path: where its files are written: the same, or a local folder that is mirrored.
       checkpoints: for `checkpoints.Checkpoints`.
       export: for the Hugging Face folder of the trained policy.
       config: flat configuration, as in config.json.
     """
 
-    def __init__(self, path: pathlib.Path, config: Mapping[str, Any]):
-        self.path = path
-        self.checkpoints = path / 'checkpoints'
-        self.export = path / 'export'
+    def __init__(self, workdir: str, config: Mapping[str, Any]):
+        """Names the folder; of one in a bucket it reads what earlier starts wrote.
+
+        Raises:
+          StorageError: a bucket that cannot be read.
+        """
+        self.home = storage.path(workdir)
+        remote = storage.is_remote(workdir)
+        self._mirror = Mirror(workdir, READ_AGAIN) if remote else None
+        self.path = self._mirror.folder if self._mirror else pathlib.Path(workdir)
+        self.checkpoints = self.home / 'checkpoints'
+        self.export = self.home / 'export'
         self.config = dict(config)
+
+    @contextlib.contextmanager
+    def mirrored(self) -> Iterator[None]:
+        """Within it, what is written to `path` gets to `home`, at the end at the latest.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        with self._mirror.copying() if self._mirror else contextlib.nullcontext():
+            yield
+
+    def before_save(self) -> None:
+        """Metrics must not be behind a checkpoint: a run that resumes has only those."""
+        if self._mirror:
+            self._mirror.try_sync()
+
+    def discard(self) -> None:
+        """Removes the local folder of one in a bucket that was only looked at."""
+        if self._mirror:
+            self._mirror.remove()
 
     def start(self) -> None:
         """Writes config.json and adds this start to environment.json.
@@ -92,8 +132,12 @@ def open_run_folder(run: RunConfig) -> RunFolder:
       ConfigError: the folder holds a run of another configuration, or it holds a run and
         `checkpoint.resume` is False; names the keys that differ.
     """
-    folder = RunFolder(pathlib.Path(run.workdir), flatten(run))
-    _check_same_run(folder.path / 'config.json', folder.config, run.checkpoint.resume)
+    folder = RunFolder(run.workdir, flatten(run))
+    try:
+        _check_same_run(folder, run.checkpoint.resume)
+    except ConfigError:
+        folder.discard()
+        raise
     return folder
 
 
@@ -105,12 +149,13 @@ def _remove_leftovers(path: pathlib.Path) -> None:
         shutil.rmtree(folder)
 
 
-def _check_same_run(path: pathlib.Path, config: Mapping[str, Any], resume: bool) -> None:
+def _check_same_run(folder: RunFolder, resume: bool) -> None:
+    path, config = folder.path / 'config.json', folder.config
     if not path.exists():
         return
     if not resume:
         raise ConfigError(
-            f'workdir={str(path.parent)!r} already holds a run; choose another folder, or '
+            f'workdir={str(folder.home)!r} already holds a run; choose another folder, or '
             'set checkpoint.resume=True to continue it'
         )
     found = _read_json(path, default={})
@@ -122,8 +167,8 @@ def _check_same_run(path: pathlib.Path, config: Mapping[str, Any], resume: bool)
     ]
     if changed:
         raise ConfigError(
-            f'{path}: the folder holds another run; choose another workdir or restore:\n  '
-            + '\n  '.join(changed)
+            f'{folder.home}/config.json: the folder holds another run; choose another '
+            'workdir or restore:\n  ' + '\n  '.join(changed)
         )
 
 

@@ -21,6 +21,7 @@ from epa_jax.commands import (
 from epa_jax.config import ConfigError
 from epa_jax.data.prompts import Prompt, encode_prompts, read_prompts
 from epa_jax.evals.responding import Response
+from epa_jax.storage import argument as local_path
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +37,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--n', type=int, default=1, help='responses to each prompt')
     add('--temperature', type=float, default=1.0, help='0: greedy')
     add_sampling_arguments(parser, max_new_tokens=256)
-    add('--out', type=Path, help='JSONL file; else responses are printed')
+    add('--out', type=local_path, help='JSONL file; else responses are printed')
     return parser.parse_args(argv)
 
 

@@ -13,8 +13,8 @@ class DataConfig:
     """Where examples come from and what of them is trained on.
 
     Attributes:
-      train: a local file (JSON, JSONL, either also .gz, parquet), a `datasets` folder, or
-        a hub name, optionally 'name:split'.
+      train: a file (JSON, JSONL, either also .gz, parquet) or a `datasets` folder, either
+        local or gs://BUCKET/PATH; or a hub name, optionally 'name:split'.
       eval: the same for held-out examples; '' takes `eval_examples` out of `train`.
       eval_examples: held-out examples taken from `train` by `split_seed`, or at most
         this many read from `eval`; 0 evaluates on all of `eval`, or not at all.

@@ -19,6 +19,7 @@ from epa_jax.grid import expand, names_of, parse_axis
 from epa_jax.prepare import loss_of
 from epa_jax.run_folder import open_run_folder
 from epa_jax.schema import RunConfig
+from epa_jax.storage import is_remote
 from epa_jax.train import CONFIG, USER_ERRORS, run_flags, train
 
 log = logging.getLogger('epa_jax.sweep')  # not __main__
@@ -40,6 +41,11 @@ def planned(config: Any, grids: Any) -> list[RunConfig]:
     Raises:
       ConfigError: a grid that is malformed, or a run that cannot work; names it.
     """
+    if is_remote(config.workdir):
+        raise ConfigError(
+            f'workdir={config.workdir!r}: a sweep writes to local folders; single runs to '
+            'buckets'
+        )
     combinations = expand(grids)
     out = []
     for name, settings in zip(names_of(combinations), combinations, strict=True):

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
 from epa_jax.interrupt import RUN_AGAIN, Interrupted, Interrupts, of_storage
 from epa_jax.loop import OWED, Loop, Outputs, TrainingError
-from epa_jax.losses import LOSSES, LossDef
+from epa_jax.losses import LOSSES, Loss, LossDef
 from epa_jax.model_card import model_card
 from epa_jax.models.hf_config import SpecError
 from epa_jax.models.spec import ModelSpec
@@ -39,6 +38,7 @@ from epa_jax.reference import StaleCacheError
 from epa_jax.run_folder import RunFolder, open_run_folder
 from epa_jax.run_lock import locked
 from epa_jax.schema import RunConfig
+from epa_jax.storage import AnyPath, StorageError
 from epa_jax.types import Params
 from epa_jax.watchdog import Watchdog
 from epa_jax.weights import base_fingerprint, check_base
@@ -57,6 +57,7 @@ USER_ERRORS = (
     CheckpointError,
     GuardError,
     TrainingError,
+    StorageError,
 )
 
 
@@ -71,7 +72,7 @@ class TrainResult:
       summary: what summary.json holds.
     """
 
-    folder: pathlib.Path
+    folder: AnyPath
     spec: ModelSpec
     params: Params
     summary: dict[str, Any]
@@ -102,6 +103,19 @@ def _train(
     began = time.perf_counter()
     loss = loss_of(run, losses)  # what cannot work is refused before any work
     folder = open_run_folder(run)
+    with folder.mirrored():
+        return _in_folder(run, losses, folder, loss, interrupts, began)
+
+
+def _in_folder(
+    run: RunConfig,
+    losses: Mapping[str, LossDef],
+    folder: RunFolder,
+    loss: Loss,
+    interrupts: Interrupts,
+    began: float,
+) -> TrainResult:
+    """`train`, with the run folder open."""
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
     datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
     streams = load_streams(run, tokenizer, {e.prompt_key for e in datasets.held_out})
@@ -114,7 +128,10 @@ def _train(
     if job.weights.lora is not None:
         made_from |= base_fingerprint(job.weights.base)
     checkpoints = Checkpoints(
-        folder.checkpoints, run.checkpoint, config=folder.config | made_from
+        folder.checkpoints,
+        run.checkpoint,
+        config=folder.config | made_from,
+        before_save=folder.before_save,
     )
     try:
         loop = _run_loop(job, folder, checkpoints, interrupts)
@@ -126,7 +143,7 @@ def _train(
     if jax.process_index() == 0:
         folder.write_summary(summary)
     policy = job.frozen.policy(loop.state.params)
-    return TrainResult(folder.path, job.spec, policy, summary)
+    return TrainResult(folder.home, job.spec, policy, summary)
 
 
 def _export(job: Job, folder: RunFolder, trained: Params, card: str) -> None:

@@ -177,7 +177,12 @@ def open_writers(
 
 
 def read_evaluations(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file that hold an evaluation, in order."""
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    """The lines of a metrics file that hold an evaluation, in order.
+
+    None where there is no file: only the first process writes it, which may be on another
+    machine.
+    """
+    path = pathlib.Path(path)
+    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     found = [json.loads(line) for line in lines]
     return [line for line in found if any(name.startswith('eval/') for name in line)]

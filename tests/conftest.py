@@ -11,11 +11,15 @@ os.environ['XLA_FLAGS'] = (
     ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 ).strip()
 os.environ['HF_HUB_OFFLINE'] = '1'
+# else gcsfs asks Google's servers, before the emulator of tests/gcs.py, what a bucket is
+os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 
 import hypothesis
 import jax
 import pytest
+
+from tests.gcs import bucket, object_store  # noqa: F401, fixtures
 
 hypothesis.settings.register_profile(
     'modest',

@@ -45,7 +45,11 @@ NO_TWIN = {
     'types': 'train_step_test.py',
 }
 LOADS_CODE = {'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'torch'}
-EXTRA = {'evals.harness': 'lm_eval', 'lm_eval': 'lm_eval'}  # may import what it installs
+EXTRA = {
+    'evals.harness': 'lm_eval',
+    'lm_eval': 'lm_eval',
+    'storage': 'gcs',
+}  # may import what it installs
 FLAGS = {'config', 'train', 'sweep', 'quickstart'}  # may import ml_collections
 
 
@@ -115,7 +119,7 @@ def test_a_folder_exports_only_its_own(init: Path) -> None:
 
 def test_losses_know_neither_data_nor_model_files() -> None:
     for module in (m for m in MODULES if m.startswith('losses.')):
-        allowed = ('types', 'schema', 'config', 'losses.')
+        allowed = ('types', 'schema', 'config', 'storage', 'losses.')
         assert all(m.startswith(allowed) for m in imported_modules(MODULES[module])), module
 
 
@@ -194,7 +198,7 @@ def requirements(setup_cfg: configparser.ConfigParser) -> list[Requirement]:
     extras = setup_cfg['options.extras_require']
     assert set(extras) == {
         'tpu', 'cuda12', 'cuda13', 'lm_eval', 'notebook', 'test', 'parity', 'alpaca_eval',
-        'plan',
+        'plan', 'gcs',
     }  # fmt: skip
     unpinned = ('parity', 'alpaca_eval', 'notebook')
     groups = [text for name, text in extras.items() if name not in unpinned]
@@ -229,6 +233,7 @@ def test_every_import_is_a_stated_requirement(
 ) -> None:
     extras = setup_cfg['options.extras_require']
     distribution = {'absl': 'absl-py', 'orbax': 'orbax-checkpoint'}
+    distribution |= {'aiohttp': 'gcsfs', 'google': 'gcsfs'}  # which cannot do without
 
     def names(text: str) -> set[str]:
         lines = text.strip().splitlines()

@@ -60,6 +60,12 @@ def test_every_run_is_checked_before_the_first(config, grid, message):
         planned(config, grid)
 
 
+def test_a_sweep_writes_to_local_folders(config):
+    config.workdir = 'gs://bucket/sweep'
+    with pytest.raises(ConfigError, match=r"workdir='gs://bucket/sweep': a sweep"):
+        planned(config, GRID)
+
+
 def test_parts_are_disjoint_and_together_all(config):
     runs = planned(config, {'seed': list(range(7))})
     parts = [part_of(runs, f'{i}/3') for i in (1, 2, 3)]

@@ -1,13 +1,13 @@
 """Prompts to answer, from any source."""
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from epa_jax import storage
 from epa_jax.data.encoding import Encoder
 from epa_jax.data.layouts import RecordError, prompt_of, to_example
 from epa_jax.data.rendering import Renderer
@@ -60,7 +60,7 @@ def read_prompts(source: str, limit: int = 0) -> list[Prompt]:
 
 def _from_text(source: str) -> list[Prompt]:
     try:
-        lines = pathlib.Path(source).expanduser().read_text('utf-8-sig').split('\n')
+        lines = storage.local(source).expanduser().read_text('utf-8-sig').split('\n')
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'{source}: cannot be read: {error}') from error
     return [

@@ -1,11 +1,11 @@
 """Examples as text that is ready to tokenise: chat templates and plain turns."""
 
-import pathlib
 from collections.abc import Sequence
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from epa_jax import storage
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.schema import DataConfig
@@ -137,7 +137,7 @@ def _find_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> str | No
                 'named default; write the one to use to a file: data.chat_template=FILE'
             )
         return template['default']
-    path = pathlib.Path(setting)
+    path = storage.local(setting)
     if not path.is_file():
         raise ConfigError(
             f"data.chat_template={setting!r}: expected 'auto', 'none' or a file of Jinja"

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 
+from epa_jax import storage
 from epa_jax.config import ConfigError
 from epa_jax.data.layouts import LAYOUTS, Record, RecordError, to_example
 from epa_jax.types import Example
@@ -50,7 +51,8 @@ def read_examples(
 
     Args:
       source: a .jsonl, .json or .parquet file (JSON possibly .gz), a folder written by
-        `datasets.save_to_disk`, or a hub name, optionally 'name:split'.
+        `datasets.save_to_disk`, either also in a bucket, or a hub name, optionally
+        'name:split'.
       layout: 'auto' or a key of `layouts.LAYOUTS`.
       bad_lines: 'error', or 'skip' to skip and count.
       limit: read at most this many examples; 0 reads all.
@@ -88,7 +90,7 @@ def read_examples(
 
 def records(source: str) -> Iterator[tuple[str, Any]]:
     """(where, record) in order; a line that is not JSON is given as its error."""
-    path = pathlib.Path(source).expanduser()
+    path = storage.local(source).expanduser()
     if path.is_dir():
         yield from _numbered(source, _from_disk(path))
     elif path.is_file():

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from transformers import PreTrainedTokenizerBase
 
+from epa_jax import storage
 from epa_jax.formats import peft, safetensors
 from epa_jax.formats.names import (
     HUGGING_FACE,
@@ -38,7 +39,7 @@ _Tensor = tuple[str, Slot, tuple[int, ...]]  # name, place, shape in the file
 
 
 def export_model(
-    out_dir: str | Path,
+    out_dir: str | storage.AnyPath,
     spec: ModelSpec,
     params: Params,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -46,11 +47,12 @@ def export_model(
     model_card: str | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
-) -> Path:
+) -> storage.AnyPath:
     """Writes config, weights, tokenizer with chat template, and generation defaults.
 
-    The folder appears under its name only when it is complete. Parameters are gathered
-    one tensor at a time; with several processes all must call this, the first writes.
+    The folder appears under its name only when it is complete; in a bucket its config.json
+    does (see `storage.upload_folder`). Parameters are gathered one tensor at a time; with
+    several processes all must call this, the first writes.
 
     Args:
       out_dir: folder to make.
@@ -71,7 +73,7 @@ def export_model(
       FormatError: the folder exists, or parameters that are not those of `spec`.
       SpecError: an architecture that Hugging Face's classes cannot express.
     """
-    out_dir = Path(out_dir)
+    out_dir = storage.path(out_dir)
     if dtype not in DTYPES:
         raise FormatError(f'dtype={dtype!r}: expected one of {", ".join(DTYPES)}')
     ids = _token_ids(tokenizer)
@@ -80,7 +82,7 @@ def export_model(
     if not overwrite and _exists(out_dir):
         raise FormatError(f'{out_dir}: exists; remove it or choose another folder')
     if jax.process_index() == 0:
-        with _folder(out_dir) as partial:
+        with _folder(out_dir, 'config.json') as partial:
             _write_weights(partial, params, shards, dtype)
             _write_json(partial / 'config.json', config)
             _write_json(partial / 'generation_config.json', _without_none(ids))
@@ -93,7 +95,7 @@ def export_model(
 
 
 def export_adapter(
-    out_dir: str | Path,
+    out_dir: str | storage.AnyPath,
     spec: ModelSpec,
     adapters: Params,
     lora: Lora,
@@ -101,7 +103,7 @@ def export_adapter(
     tokenizer: PreTrainedTokenizerBase | None = None,
     model_card: str | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> storage.AnyPath:
     """Writes adapters as PEFT does, in float32, the same way as `export_model`.
 
     Args:
@@ -117,7 +119,7 @@ def export_adapter(
     Raises:
       FormatError: the folder exists.
     """
-    out_dir = Path(out_dir)
+    out_dir = storage.path(out_dir)
     if not overwrite and _exists(out_dir):
         raise FormatError(f'{out_dir}: exists; remove it or choose another folder')
     shapes = {name: leaf.shape[1:] for name, leaf in adapters['layers'].items()}
@@ -127,11 +129,12 @@ def export_adapter(
     ]
     values = _values(adapters, tensors, 'float32')
     if jax.process_index() == 0:
-        with _folder(out_dir) as partial:
+        with _folder(out_dir, peft.CONFIG) as partial:
             named = [(name, shape) for name, _, shape in tensors]
             file = partial / peft.WEIGHTS
             safetensors.write_file(file, named, safetensors.DTYPES['F32'], values)
-            _write_json(partial / peft.CONFIG, peft.config_of(lora, os.path.abspath(base)))
+            base = base if storage.is_remote(base) else os.path.abspath(base)
+            _write_json(partial / peft.CONFIG, peft.config_of(lora, base))
             _write_extras(partial, tokenizer, model_card)
     else:
         for _ in values:
@@ -149,7 +152,7 @@ def _write_extras(
         (folder / 'README.md').write_text(model_card, encoding='utf-8')
 
 
-def _exists(path: Path) -> bool:
+def _exists(path: storage.AnyPath) -> bool:
     """What the first process sees, so that all processes raise or none."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(path.exists())))
 
@@ -242,8 +245,12 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _folder(out_dir: Path) -> Iterator[Path]:
-    """A new folder beside `out_dir` that takes its name if all goes well."""
+def _folder(out_dir: storage.AnyPath, last: str) -> Iterator[Path]:
+    """A new folder that takes the name of `out_dir` if all goes well."""
+    if not isinstance(out_dir, Path):
+        with storage.new_folder(out_dir, last) as partial:
+            yield partial
+        return
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f'.{out_dir.name}.', dir=out_dir.parent))
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from epa_jax import storage
 from epa_jax.formats import (
     assemble,
     files,
@@ -106,9 +107,9 @@ def load_spec(path: str | Path) -> ModelSpec:
     """The architecture of the model at a path; weights are not read.
 
     Raises:
-      FormatError, SpecError: as `load_model`.
+      FormatError, SpecError, StorageError: as `load_model`.
     """
-    path = Path(path)
+    path = storage.local(path)
     if peft.is_adapter(path):
         path = peft.open_chain(path)[-1].base
     return detect(path).spec(path)
@@ -120,7 +121,8 @@ def load_model(
     """Loads architecture and parameters, one tensor at a time.
 
     Args:
-      path: a Hugging Face folder, a .gguf file or a folder with a LoRA adapter.
+      path: a Hugging Face folder, a .gguf file or a folder with a LoRA adapter; one in a
+        bucket is copied to this machine first.
       param_dtype: dtype of the parameters, whatever the file has.
       shardings: tree of `jax.sharding.Sharding` in the structure of the parameters, or
         None for the default device.
@@ -131,8 +133,9 @@ def load_model(
     Raises:
       FormatError: a malformed file, or tensors that are not those of the architecture.
       SpecError: an architecture that is not implemented.
+      StorageError: a bucket that cannot be read.
     """
-    path = Path(path)
+    path = storage.local(path)
     if peft.is_adapter(path):
         return _load_adapted(path, param_dtype, shardings)
     fmt = detect(path)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from epa_jax import storage
 from epa_jax.formats import safetensors
 from epa_jax.formats.assemble import StoredTensor, fill
 from epa_jax.formats.files import read_json
@@ -167,6 +168,8 @@ def _check(path: Path, config: dict[str, Any]) -> None:
 
 def _base(folder: Path, config: dict[str, Any]) -> Path:
     name = config.get('base_model_name_or_path')
+    if isinstance(name, str) and name.startswith(storage.SCHEME):
+        return storage.local(name)
     if isinstance(name, str) and name:
         for path in (Path(name), folder / name):
             if path.exists():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from epa_jax import storage
 from epa_jax.formats.files import read_json
 from epa_jax.formats.gguf_file import open_gguf
 from epa_jax.formats.gguf_tokenizer import build_tokenizer
@@ -26,8 +27,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
     Raises:
       FormatError: no tokenizer there, or one that cannot be read.
+      StorageError: a bucket that cannot be read.
     """
-    path = Path(path)
+    path = storage.local(path)
     if path.suffix == '.gguf' and path.is_file():
         return build_tokenizer(open_gguf(path))
     if not path.is_dir():

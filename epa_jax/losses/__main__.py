@@ -3,12 +3,12 @@
 import argparse
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from epa_jax.losses.curves import draw
 from epa_jax.losses.definition import LossDef
 from epa_jax.losses.make import MODIFIERS
 from epa_jax.losses.registry import LOSSES
+from epa_jax.storage import argument as local_path
 
 WIDTH = 88
 INDENT = 14
@@ -26,7 +26,9 @@ loss.name may also be a weighted sum, such as '0.8*dpo + 0.2*bco'."""
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog='python -m epa_jax.losses', description=__doc__)
-    parser.add_argument('--figure', type=Path, help='a PNG of losses and their gradients')
+    parser.add_argument(
+        '--figure', type=local_path, help='a PNG of losses and their gradients'
+    )
     parser.add_argument('--markdown', action='store_true', help='as a Markdown table')
     args = parser.parse_args(argv)
     print('\n'.join(markdown() if args.markdown else plain()))
