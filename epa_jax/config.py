@@ -7,6 +7,7 @@ turns the result into frozen dataclasses and refuses what cannot work.
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,7 @@ def resolve(config: ConfigDict) -> RunConfig:
     for key, (low, high) in RANGES.items():
         _check_range(key, flat[key], low, high)
     lora_modules(run.lora.modules)
+    profile_steps(run.log.profile_steps)
     _check_together(run)
     return run
 
@@ -126,6 +128,25 @@ def lora_modules(text: str) -> tuple[str, ...]:
                 + _nearest(name, LINEAR)
             )
     return tuple(name for name in LINEAR if name in found)
+
+
+def profile_steps(text: str) -> range:
+    """The steps that log.profile_steps names, from 1; none for ''.
+
+    Raises:
+      ConfigError: not FIRST:LAST.
+    """
+    match = re.fullmatch(r'([0-9]{1,9}):([0-9]{1,9})', text)
+    if match is None and text:
+        raise ConfigError(
+            f"log.profile_steps={text!r}: expected FIRST:LAST, such as '10:15'"
+        )
+    if match is None:
+        return range(0)
+    first, last = int(match[1]), int(match[2])
+    if not 1 <= first <= last:
+        raise ConfigError(f'log.profile_steps={text!r}: expected 1 <= FIRST <= LAST')
+    return range(first, last + 1)
 
 
 def _check_together(run: RunConfig) -> None:

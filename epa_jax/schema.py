@@ -271,12 +271,15 @@ class LogConfig:
       eval_every: steps between evaluations; 0 evaluates at the start and the end.
       tensorboard: write TensorBoard event files.
       wandb: W&B project; '' does not use W&B.
+      profile_steps: steps to trace with JAX's profiler, into `profile/` of the run
+        folder: 'FIRST:LAST', both included; '' traces none.
     """
 
     every: int = 1
     eval_every: int = 0
     tensorboard: bool = True
     wandb: str = ''
+    profile_steps: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from absl import app
 from ml_collections import config_flags
 
 from epa_jax.checkpoints import CheckpointError, Checkpoints
-from epa_jax.config import ConfigError, check_flags, resolve
+from epa_jax.config import ConfigError, check_flags, profile_steps, resolve
 from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError
 from epa_jax.data.sources import DataError
@@ -29,6 +28,7 @@ from epa_jax.model_card import model_card
 from epa_jax.models.hf_config import SpecError
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import num_params
+from epa_jax.monitor import Monitor, monitored
 from epa_jax.prepare import Job, loss_of, prepare
 from epa_jax.progress import Progress, SilentProgress, make_progress
 from epa_jax.reference import StaleCacheError
@@ -84,7 +84,11 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
       loop.TrainingError: too many updates in a row that were not finite.
       guard.GuardError: the policy does not start at its reference.
     """
-    began = time.perf_counter()
+    with monitored() as monitor:
+        return _train(run, losses, monitor)
+
+
+def _train(run: RunConfig, losses: Mapping[str, LossDef], monitor: Monitor) -> TrainResult:
     loss = loss_of(run, losses)  # what cannot work is refused before any work
     folder = open_run_folder(run)
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
@@ -94,15 +98,24 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
     folder.start()
     if jax.process_index() == 0:
         folder.write_data_report(job.report)
+    profile = profile_steps(run.log.profile_steps)
+    with monitor.writing(folder.path, job.total_steps, profile):
+        return _run(job, folder, monitor)
+
+
+def _run(job: Job, folder: RunFolder, monitor: Monitor) -> TrainResult:
+    """All that writes into the run folder."""
+    run = job.run
     base = {} if job.weights.lora is None else base_fingerprint(job.weights.base)
     checkpoints = Checkpoints(
         folder.checkpoints, run.checkpoint, config=folder.config | base
     )
     try:
-        loop = _run_loop(job, folder, checkpoints)
+        loop = _run_loop(job, folder, checkpoints, monitor)
     finally:
-        checkpoints.close()
-    summary = _summary(job, folder, loop, time.perf_counter() - began)
+        with monitor.during('save'):
+            checkpoints.close()
+    summary = _summary(job, folder, loop, monitor)
     if run.export:
         _export(job, folder, loop.state.params, model_card(folder.config, summary))
     if jax.process_index() == 0:
@@ -129,14 +142,17 @@ def _export(job: Job, folder: RunFolder, trained: Params, card: str) -> None:
         )
 
 
-def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
+def _run_loop(
+    job: Job, folder: RunFolder, checkpoints: Checkpoints, monitor: Monitor
+) -> Loop:
     """Starts from the newest checkpoint, or from the beginning, and runs to the end."""
     batches = job.batches.train.steps()
     step = checkpoints.latest_step() if job.run.checkpoint.resume else None
     if step is None:
         state = job.initial_state()
     else:
-        restored = checkpoints.restore(job.abstract, step)
+        with monitor.during('restore'):
+            restored = checkpoints.restore(job.abstract, step)
         if job.weights.lora is not None:
             check_base(restored.config, job.weights.base, str(folder.checkpoints))
         state = restored.state
@@ -149,18 +165,20 @@ def _run_loop(job: Job, folder: RunFolder, checkpoints: Checkpoints) -> Loop:
         writers = open_writers(
             folder.path, job.run.log, config=folder.config, restored_step=step
         )
-    loop = Loop(job, Outputs(writers, progress, checkpoints), state, step or 0)
+    outputs = Outputs(writers, progress, checkpoints, monitor)
+    loop = Loop(job, outputs, state, step or 0)
     try:
-        loop.run(batches)
+        with monitor.during('step'):
+            loop.run(batches)
     finally:
         progress.close()
         writers.close()
     return loop
 
 
-def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[str, Any]:
+def _summary(job: Job, folder: RunFolder, loop: Loop, monitor: Monitor) -> dict[str, Any]:
     """The outcome of a run; evaluations are those of all its starts."""
-    tally = loop.tally
+    tally, watched = loop.tally, monitor.summary()
     evaluations = read_evaluations(folder.path / 'metrics.jsonl')
     return {
         'steps': loop.step,
@@ -172,14 +190,14 @@ def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[st
         'train': tally.metrics,
         'eval_first': evaluations[0] if evaluations else None,
         'eval_last': evaluations[-1] if evaluations else None,
-        'seconds': seconds,
+        'seconds': sum(watched['phase_seconds'].values()),
         'first_step_seconds': tally.first_seconds,
         'seconds_per_step': tally.other_seconds / max(tally.steps - 1, 1),
         'tokens': tally.tokens,
         'padding': 1 - tally.tokens / tally.cells if tally.cells else 0.0,
         'tokens_per_second': tally.other_tokens / max(tally.other_seconds, 1e-9),
         'traces': dict(job.programs.traces),
-    }
+    } | watched
 
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -196,13 +214,17 @@ def main(argv: list[str]) -> None:
 
 
 def show_log() -> None:
-    """Shows this package's log, and of other libraries warnings alone."""
+    """Shows this package's log, and of other libraries warnings alone.
+
+    Of several processes the first has the terminal; the others keep theirs in logs/.
+    """
     absl.logging.set_verbosity(absl.logging.WARNING)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter('%(message)s'))
     own = logging.getLogger('epa_jax')
+    handler.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
     own.addHandler(handler)
-    own.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    own.setLevel(logging.INFO)
     own.propagate = False
 
 
