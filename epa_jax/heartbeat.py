@@ -30,8 +30,8 @@ class Beat:
     Attributes:
       step: updates done.
       total_steps: of the run.
-      phase: what was going on, see `goodput.PHASES`; 'done' at the end, 'failed' when an
-        error ended the run.
+      phase: what was going on, see `goodput.PHASES`; at the end 'done', 'failed' when an
+        error ended the run, 'stopped' when something else did.
       process: index of the process.
       processes: how many there are.
       pid: of the process, on its host.

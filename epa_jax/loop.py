@@ -119,7 +119,6 @@ class Loop:
             last = self.step == self.job.total_steps
             if last or self._due(run.log.eval_every):
                 self._evaluate()
-                self.out.monitor.compare_processes()
             if last or self._due(run.checkpoint.every):
                 self._save(batches)
         return self.state
@@ -201,6 +200,7 @@ class Loop:
         self._report()
         with self.out.monitor.during('evaluation'):
             metrics = self._measure()
+        self.out.monitor.compare_processes()
         if metrics:
             self.tally.evaluations[self.step] = metrics
             self.out.writers.write(self.step, metrics)

@@ -55,11 +55,14 @@ class Monitor:
         self._profiler = Profiler(folder / 'profile', profile)
         self._heart = Heart(folder, total_steps)
         self._heart.beat(0, self.ledger.phase, force=True)
-        phase = 'failed'
+        phase = 'stopped'
         try:
             with process_log(folder):
                 yield
             phase = 'done'
+        except Exception:
+            phase = 'failed'
+            raise
         finally:
             self._profiler.close()
             self._heart.beat(self._step, phase, force=True)
@@ -121,9 +124,10 @@ class Monitor:
 
     def summary(self) -> dict[str, Any]:
         """For summary.json: goodput, seconds by phase, outliers, memory."""
+        seconds = self.ledger.totals()
         return {
-            'goodput': self.ledger.goodput(),
-            'phase_seconds': self.ledger.totals(),
+            'goodput': seconds['step'] / max(sum(seconds.values()), 1e-9),
+            'phase_seconds': seconds,
             'step_outliers': self.times.outliers,
             'peak_memory': peak_memory(),
         }

@@ -58,7 +58,7 @@ def test_goodput_and_memory_are_in_the_metrics_and_the_summary(result):
     assert summary['seconds'] == pytest.approx(sum(seconds.values()))
     assert summary['goodput'] == pytest.approx(seconds['step'] / summary['seconds'])
     # the first step compiles, and is nearly all of the loop's time but not of goodput
-    assert seconds['compile'] > 0.3 * summary['first_step_seconds']
+    assert seconds['compile'] > 0.1 * summary['first_step_seconds']
     assert seconds['step'] < summary['seconds'] - seconds['compile']
     assert summary['peak_memory']['host_bytes'] >= steps[-1]['memory/peak_host_bytes']
     assert not set(summary['train']) & EXTRA  # which say nothing about training
@@ -86,16 +86,20 @@ def test_a_resumed_run_counts_the_restore(folder, result):
     assert again.summary['phase_seconds']['step'] < 1
 
 
-def test_a_run_that_fails_says_so(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ('error', 'phase'), [(TrainingError('bad'), 'failed'), (SystemExit('bad'), 'stopped')]
+)
+def test_a_run_that_ends_early_says_so(folder, monkeypatch, error, phase):
     def fail(self, data):
-        raise TrainingError('as a test wants it')
+        raise error
 
     monkeypatch.setattr(Loop, '_update', fail)
-    with pytest.raises(TrainingError):
-        train(small_run.config(folder, 'failed', export=False))
-    assert read_beat(path_of(folder / 'failed', 0)).phase == 'failed'
-    last = lines(folder / 'failed' / 'logs' / 'process_0.jsonl')[-1]
-    assert last['message'] == 'TrainingError: as a test wants it'
+    name = type(error).__name__
+    with pytest.raises(type(error)):
+        train(small_run.config(folder, name, export=False))
+    assert read_beat(path_of(folder / name, 0)).phase == phase
+    last = lines(folder / name / 'logs' / 'process_0.jsonl')[-1]
+    assert last['message'] == f'{name}: bad'
 
 
 def test_traces_beyond_the_end_are_announced(tmp_path, caplog):
