@@ -17,6 +17,10 @@ from ml_collections import ConfigDict, config_dict
 
 from epa_jax.limits import CHOICES, LINEAR, RANGES
 from epa_jax.schema import RunConfig
+from epa_jax.strict_json import JsonError, check_text, shown
+
+MAX_TEXT = 1 << 20  # characters of a value
+MAX_NUMBER: dict[type, float] = {bool: 1, int: 2**32 - 1, float: 1e30}
 
 
 class ConfigError(ValueError):
@@ -62,7 +66,7 @@ def resolve(config: ConfigDict) -> RunConfig:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise ConfigError(
-                f'{key}={flat[key]!r}: expected one of {", ".join(choices)}'
+                f'{key}={shown(flat[key])}: expected one of {", ".join(choices)}'
                 + _nearest(str(flat[key]), choices)
             )
     for key, (low, high) in RANGES.items():
@@ -96,13 +100,33 @@ def _convert(value_type: Any, optional: bool, value: Any, key: str) -> Any:
         return _build(typing.cast(type, value_type), value, f'{key}.')
     if value is None and optional:
         return None
-    if value_type is float and isinstance(value, int) and not isinstance(value, bool):
+    if value_type is float and type(value) is int:
+        _check_sane(key, value)
         value = float(value)
     if type(value) is not value_type:
         raise ConfigError(
-            f'{key}={value!r}: expected {value_type.__name__}, got {type(value).__name__}'
+            f'{key}={shown(value)}: expected {value_type.__name__}, got '
+            f'{type(value).__name__}'
         )
+    _check_sane(key, value)
     return value
+
+
+def _check_sane(key: str, value: Any) -> None:
+    """Refuses what no key can be, whatever it means."""
+    if isinstance(value, str):
+        try:
+            check_text(value)
+        except JsonError as error:
+            raise ConfigError(f'{key}={shown(value)}: {error}') from None
+        if '\0' in value or len(value) > MAX_TEXT:
+            raise ConfigError(
+                f'{key}={shown(value)}: expected at most {MAX_TEXT} characters, none of '
+                'them a zero byte'
+            )
+    elif not abs(value) <= MAX_NUMBER[type(value)]:
+        most = MAX_NUMBER[type(value)]
+        raise ConfigError(f'{key}={shown(value)}: expected a number of at most {most:g}')
 
 
 def _check_range(key: str, value: float, low: float | None, high: float | None) -> None:
@@ -139,7 +163,7 @@ def profile_steps(text: str) -> range:
     match = re.fullmatch(r'([0-9]{1,9}):([0-9]{1,9})', text)
     if match is None and text:
         raise ConfigError(
-            f"log.profile_steps={text!r}: expected FIRST:LAST, such as '10:15'"
+            f"log.profile_steps={shown(text)}: expected FIRST:LAST, such as '10:15'"
         )
     if match is None:
         return range(0)
@@ -254,7 +278,7 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
         try:
             target[last] = value
         except TypeError as error:
-            raise ConfigError(f'{key}={value!r}: {error}') from None
+            raise ConfigError(f'{key}={shown(value)}: {error}') from None
     return config
 
 

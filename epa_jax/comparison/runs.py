@@ -13,6 +13,7 @@ import scipy.stats
 
 from epa_jax.config import ConfigError
 from epa_jax.evals.bootstrap import Interval
+from epa_jax.strict_json import parse
 
 # keys that do not say what was done
 SILENT = ('seed', 'workdir', 'export', 'max_bad_steps', 'step0_guard')
@@ -97,7 +98,7 @@ def _json(path: Path, needed: bool = False) -> Any:
     if not path.is_file() and not needed:
         return None
     try:
-        return json.loads(path.read_text('utf-8'))
+        return parse(path.read_text('utf-8'))
     except (OSError, ValueError) as error:
         raise ConfigError(f'{path}: cannot be read: {error}') from error
 
@@ -108,7 +109,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     out = []
     for number, line in enumerate(path.read_text('utf-8').splitlines(), start=1):
         try:
-            out.append(json.loads(line))
+            out.append(parse(line))
         except ValueError as error:
             raise ConfigError(f'{path}:{number}: not JSON: {error}') from error
     return out

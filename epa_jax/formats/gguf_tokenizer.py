@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from epa_jax.formats.gguf_file import GgufFile
 from epa_jax.formats.names import FormatError
+from epa_jax.strict_json import shown
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 _SPACE = '▁'
@@ -84,7 +85,8 @@ def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     elif kind == 'llama':
         tokenizer = _sentencepiece(file)
     else:
-        raise _error(file, f"tokenizer.ggml.model={kind!r}: expected 'gpt2' or 'llama'")
+        message = f"tokenizer.ggml.model={shown(kind)}: expected 'gpt2' or 'llama'"
+        raise _error(file, message)
     tokens = _list(file, 'tokens', str)
     _add_special(tokenizer, tokens, _list(file, 'token_type', int, len(tokens)))
     if tokenizer.get_vocab_size() != len(tokens):
@@ -139,9 +141,9 @@ def _byte_level(file: GgufFile) -> Tokenizer:
 
 def _words(file: GgufFile) -> _Words:
     name = file.metadata.get('tokenizer.ggml.pre')
-    if name not in _WORDS:
+    if not isinstance(name, str) or name not in _WORDS:
         raise _error(
-            file, f'tokenizer.ggml.pre={name!r}: expected one of {", ".join(_WORDS)}'
+            file, f'tokenizer.ggml.pre={shown(name)}: expected one of {", ".join(_WORDS)}'
         )
     return _WORDS[name]
 

@@ -109,6 +109,7 @@ def load_spec(path: str | Path) -> ModelSpec:
       FormatError, SpecError: as `load_model`.
     """
     path = Path(path)
+    files.check_path(path)
     if peft.is_adapter(path):
         path = peft.open_chain(path)[-1].base
     return detect(path).spec(path)
@@ -133,6 +134,7 @@ def load_model(
       SpecError: an architecture that is not implemented.
     """
     path = Path(path)
+    files.check_path(path)
     if peft.is_adapter(path):
         return _load_adapted(path, param_dtype, shardings)
     fmt = detect(path)
