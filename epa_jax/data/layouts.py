@@ -24,6 +24,7 @@ Record = Mapping[str, Any]
 
 _TURN = re.compile(r'\n\n(Human|Assistant):[ ]?')
 _SPEAKERS = {'Human': 'user', 'Assistant': 'assistant'}
+_MOST = float(np.finfo(np.float32).max)  # in which ratings are kept
 _PROMPT_LIKE = ('question', 'instruction', 'input', 'query', 'context')
 
 
@@ -262,7 +263,7 @@ def _number(value: Any) -> float:
         raise RecordError(f'rating {shown(value)}: expected a number') from None
     except OverflowError:
         number = math.inf
-    if not math.isfinite(np.float32(number)):  # ratings are kept as that
+    if not abs(number) <= _MOST:
         raise RecordError(f'rating {shown(value)}: expected a finite number')
     return number
 

@@ -148,7 +148,8 @@ def _find_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> str | No
     try:
         return pathlib.Path(setting).read_text(encoding='utf-8')
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
             f"data.chat_template={shown(setting)}: expected 'auto', 'none' or a file of "
-            f'Jinja: {error}'
+            f'Jinja ({reason})'
         ) from None

@@ -98,7 +98,8 @@ def records(source: str) -> Iterator[tuple[str, Any]]:
         path = pathlib.Path(source).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # such as a name far too long
-        raise DataError(f'{shown(source)}: cannot be looked for: {error}') from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f'{shown(source)}: cannot be looked for: {reason}') from None
     if is_folder:
         yield from _numbered(source, _rows(path))
     elif is_file:

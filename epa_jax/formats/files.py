@@ -78,7 +78,8 @@ def check_path(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:
-        raise FormatError(f'{shown(str(path))}: cannot be looked for: {error}') from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FormatError(f'{shown(str(path))}: cannot be looked for: {reason}') from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
