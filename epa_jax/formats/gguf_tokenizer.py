@@ -21,6 +21,7 @@ from epa_jax.strict_json import shown
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 _SPACE = '▁'
+MAX_TOKEN = 4096  # characters
 
 _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -151,6 +152,9 @@ def _words(file: GgufFile) -> _Words:
 def _sentencepiece(file: GgufFile) -> Tokenizer:
     """SentencePiece's byte-pair encoding: the pair with the best score merges first."""
     tokens = _list(file, 'tokens', str)
+    longest = max(map(len, tokens), default=0)
+    if longest > MAX_TOKEN:  # all cuts of a token are looked up
+        raise _error(file, f'tokenizer.ggml.tokens: one of {longest} characters')
     scores = _list(file, 'scores', float, len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     types = _list(file, 'token_type', int, len(tokens))

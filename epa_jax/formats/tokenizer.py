@@ -41,7 +41,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         raise FormatError(f'{path}: tokenizer.json is missing; {_remedy(path)}')
     read_json(path / 'tokenizer.json')
     try:
-        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        found = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        for special in (False, True):  # some values show that they are bad when used
+            found(['a'], add_special_tokens=special)
+        return found
     except Exception as error:  # the tokenizers library raises bare Exception
         raise FormatError(f'{path}/tokenizer.json: cannot be read: {error}') from error
 

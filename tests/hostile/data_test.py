@@ -71,7 +71,7 @@ READERS = [
 ]
 
 
-@hypothesis.settings(max_examples=150)
+@wild.examples(150)
 @hypothesis.given(st.data())
 def test_damaged_records(folder, data):
     record = data.draw(wild.damaged(data.draw(st.sampled_from(RECORDS))))
@@ -83,7 +83,7 @@ def test_damaged_records(folder, data):
         read_or_refuse(lambda layout=layout: read_examples(str(path), layout=layout), path)
 
 
-@hypothesis.settings(max_examples=60)
+@wild.examples(60)
 @hypothesis.given(
     st.data(), st.sampled_from(['d.jsonl', 'd.jsonl.gz', 'd.json', 'd.json.gz'])
 )
@@ -110,7 +110,7 @@ def stored(folder):
     return {'d.parquet': (folder / 'good.parquet').read_bytes()} | files
 
 
-@hypothesis.settings(max_examples=40)
+@wild.examples(40)
 @hypothesis.given(st.data())
 def test_damaged_data_sets(folder, stored, data):
     name = data.draw(st.sampled_from(sorted(stored)))

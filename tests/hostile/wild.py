@@ -3,14 +3,18 @@
 import copy
 import json
 import math
+import os
 import pickle
 
+import hypothesis
 from hypothesis import strategies as st
 
 from epa_jax import commands, train
 
 OWN_ERRORS = (*train.USER_ERRORS, *commands.USER_ERRORS)
 LONGEST_MESSAGE = 4000  # characters; a message is to be read
+
+FACTOR = int(os.environ.get('FUZZ', '0'))
 
 HUGE = 10**400
 DEEP = 100_000
@@ -38,6 +42,11 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
+
+
+def examples(count: int) -> hypothesis.settings:
+    """So many examples, always the same; FUZZ=20 tries 20 times as many new ones."""
+    return hypothesis.settings(max_examples=count * (FACTOR or 1), derandomize=not FACTOR)
 
 
 def dumps(value) -> str:
