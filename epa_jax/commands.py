@@ -21,6 +21,7 @@ from epa_jax.formats.names import FormatError
 from epa_jax.models.hf_config import SpecError
 from epa_jax.policy import Policy, load_policy
 from epa_jax.schema import DataConfig, MeshConfig
+from epa_jax.strict_json import brief
 
 # what a user can mend
 USER_ERRORS = (
@@ -40,7 +41,7 @@ def show_errors(main: Callable[[], None]) -> None:
     try:
         main()
     except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        sys.exit(brief(f'{type(error).__name__}: {error}'))
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -242,7 +242,9 @@ def parse(key: str, text: str, prefix: str = '') -> Any:
             raise ValueError(text)
         return text.lower() in ('true', '1', 't')
     except ValueError:
-        raise ConfigError(f'{prefix}{key}={text}: expected {value_type.__name__}') from None
+        raise ConfigError(
+            f'{prefix}{key}={shown(text)}: expected {value_type.__name__}'
+        ) from None
 
 
 def _leaf_type(key: str) -> type:
@@ -277,8 +279,9 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
         target = functools.reduce(lambda tree, group: tree[group], groups, config)
         try:
             target[last] = value
-        except TypeError as error:
-            raise ConfigError(f'{key}={shown(value)}: {error}') from None
+        except (TypeError, OverflowError):
+            kind = _leaf_type(key).__name__
+            raise ConfigError(f'{key}={shown(value)}: expected {kind}') from None
     return config
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 _ESCAPED_SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
+_HALF = 1500  # characters
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 _REPR.maxdict = _REPR.maxlist = 8
@@ -60,6 +61,13 @@ def check_text(text: str) -> None:
         else:
             what = f'half a surrogate pair, \\u{code:04x},'
         raise JsonError(f'{what} at character {error.start + 1}') from None
+
+
+def brief(message: str) -> str:
+    """A message without its middle, where something in a file made it far too long."""
+    if len(message) <= 2 * _HALF:
+        return message
+    return f'{message[:_HALF]} ... {message[-_HALF:]}'
 
 
 def shown(value: Any) -> str:

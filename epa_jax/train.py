@@ -34,6 +34,7 @@ from epa_jax.progress import Progress, SilentProgress, make_progress
 from epa_jax.reference import StaleCacheError
 from epa_jax.run_folder import RunFolder, open_run_folder
 from epa_jax.schema import RunConfig
+from epa_jax.strict_json import brief
 from epa_jax.types import Params
 from epa_jax.weights import base_fingerprint, check_base
 from epa_jax.writers import Writers, open_writers, read_evaluations
@@ -235,7 +236,7 @@ def run_flags(main: Callable[[list[str]], None]) -> None:
         check_flags(sys.argv[1:])
         app.run(main)
     except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        sys.exit(brief(f'{type(error).__name__}: {error}'))
 
 
 def run_main() -> None:

@@ -11,6 +11,8 @@ from epa_jax.schema import DataConfig
 from epa_jax.strict_json import shown
 from epa_jax.types import Example, Message
 
+MAX_TEMPLATE = 1 << 20  # bytes of a file
+
 
 class Unusable(Exception):
     """An example to leave out and count; the message is the reason."""
@@ -145,8 +147,11 @@ def _find_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> str | No
                 'named default; write the one to use to a file: data.chat_template=FILE'
             )
         return template['default']
+    path = pathlib.Path(setting)
     try:
-        return pathlib.Path(setting).read_text(encoding='utf-8')
+        if not path.is_file() or path.stat().st_size > MAX_TEMPLATE:
+            raise ValueError(f'no file of at most {MAX_TEMPLATE} bytes')
+        return path.read_text(encoding='utf-8')
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(

@@ -90,8 +90,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        if size > MAX_JSON:
-            raise FormatError(f'{path}: {size} bytes; expected at most {MAX_JSON}')
+        if not path.is_file() or size > MAX_JSON:
+            raise FormatError(f'{path}: expected a file of at most {MAX_JSON} bytes')
         text = path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f'{path}: cannot be read: {error}') from None
