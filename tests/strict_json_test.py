@@ -14,14 +14,12 @@ from tests.hostile import wild
 @hypothesis.given(wild.values)
 def test_values_come_back_or_are_refused(value):
     text = wild.dumps(value)
-    try:
-        found = parse(text)
-    except JsonError as error:
-        hopeless = ('half a surrogate pair', 'a number too long', 'not UTF-8')
-        assert any(reason in str(error) for reason in hopeless)
-        return
-    assert wild.dumps(found) == text
-    json.dumps(found, ensure_ascii=False).encode('utf-8')
+    if '\\ud8' in text or '\\udc' in text:
+        with pytest.raises(JsonError, match=r'half a surrogate pair|not UTF-8'):
+            parse(text)
+    else:
+        assert wild.dumps(parse(text)) == text
+        json.dumps(parse(text), ensure_ascii=False).encode('utf-8')
 
 
 @wild.examples(200)
@@ -42,7 +40,7 @@ def test_the_place_is_named():
         parse('[')
     with pytest.raises(JsonError, match=r'^not JSON: .* \(line 3, column 1\)$'):
         parse('[\n1\n2]')
-    with pytest.raises(JsonError, match='^not UTF-8: byte 0x80 at character 3$'):
+    with pytest.raises(JsonError, match=r'^not UTF-8: byte 0x80 at character 3$'):
         check_text('ab\udc80')
 
 
@@ -56,7 +54,7 @@ def test_errors_of_the_caller_pass():
     def refuse(pairs):
         raise ValueError('mine, too')
 
-    with pytest.raises(ValueError, match='^mine, too$'):
+    with pytest.raises(ValueError, match=r'^mine, too$'):
         parse('{}', refuse)
 
 

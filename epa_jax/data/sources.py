@@ -19,9 +19,10 @@ from epa_jax.strict_json import JsonError, parse, shown
 from epa_jax.types import Example
 
 MAX_LINE = 1 << 26  # characters of a line
-MAX_WHOLE = 1 << 30  # characters of a .json file, which is read at once
+MAX_BLANK = 1_000_000  # empty lines in a row
+MAX_WHOLE = 1 << 28  # characters of a .json file, which is read at once
 # A compressed file may hold this many times its size; text is compressed 3 to 20 times.
-MAX_EXPANSION = 200
+MAX_EXPANSION = 100
 SMALL = 1 << 26  # characters that any compressed file may hold
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet')
 
@@ -156,7 +157,7 @@ def _lines(path: pathlib.Path, file: TextIO, most: int | None) -> Iterator[tuple
     Raises:
       DataError: a line of more than `MAX_LINE` characters, or more than `most` in all.
     """
-    read = 0
+    read = blank = 0
     for number in itertools.count(1):
         line = file.readline(MAX_LINE + 1)
         if not line:
@@ -169,7 +170,10 @@ def _lines(path: pathlib.Path, file: TextIO, most: int | None) -> Iterator[tuple
         read += len(line)
         if most is not None and read > most:
             raise _too_much(path, most)
-        if line.strip():
+        blank = 0 if line.strip() else blank + 1
+        if blank > MAX_BLANK:
+            raise DataError(f'{path}:{number}: more than {MAX_BLANK} empty lines in a row')
+        if not blank:
             try:
                 yield f'{path}:{number}', parse(line.strip())
             except JsonError as error:

@@ -140,6 +140,8 @@ def load_model(
     fmt = detect(path)
     spec = fmt.spec(path)
     tensors = fmt.tensors(path)
+    if not tensors:
+        raise FormatError(f'{path}: the weights hold no tensor; download them again')
     return spec, assemble.assemble(spec, fmt.names, tensors, param_dtype, shardings)
 
 
