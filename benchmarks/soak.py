@@ -14,6 +14,7 @@ import os
 import random
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -120,13 +121,11 @@ def soak(run: RunConfig, until: int | None = None) -> Soaked:
         if until is not None and self.step >= until and self.step < run.steps:
             raise Cut
 
-    Loop._save = save
     try:
-        result = train(run)
+        with unittest.mock.patch.object(Loop, '_save', save):
+            result = train(run)
     except Cut:
         return Soaked(memory, None)
-    finally:
-        Loop._save = original
     return Soaked(memory, [np.asarray(leaf) for leaf in jax.tree.leaves(result.params)])
 
 
@@ -161,7 +160,7 @@ def in_a_process(run: RunConfig, until: int | None, out: Path) -> Soaked:
     if not found.is_file():
         return Soaked(memory, None)
     with np.load(found) as arrays:
-        return Soaked(memory, [arrays[name] for name in sorted(arrays)])
+        return Soaked(memory, [arrays[f'arr_{i}'] for i in range(len(arrays))])
 
 
 def start(folder: Path, until: int | None) -> None:
@@ -170,8 +169,7 @@ def start(folder: Path, until: int | None) -> None:
     done = soak(run, until)
     (folder / 'memory.json').write_text(json.dumps(done.memory), 'utf-8')
     if done.params is not None:
-        names = {f'{i:04}': value for i, value in enumerate(done.params)}
-        np.savez(folder / 'params.npz', **names)
+        np.savez(folder / 'params.npz', *done.params)
 
 
 def compare(folder: Path, steps: int, every: int, pieces: int) -> tuple[Soaked, bool]:

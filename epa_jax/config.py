@@ -279,7 +279,7 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
         target = functools.reduce(lambda tree, group: tree[group], groups, config)
         try:
             target[last] = value
-        except (TypeError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             kind = _leaf_type(key).__name__
             raise ConfigError(f'{key}={shown(value)}: expected {kind}') from None
     return config

@@ -95,6 +95,8 @@ def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     special = _special_tokens(file, tokens)
     _add_bos_eos(file, tokenizer, special)
     template = file.metadata.get('tokenizer.chat_template')
+    if template is not None and not isinstance(template, str):
+        raise _error(file, f'tokenizer.chat_template={shown(template)}: expected text')
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template,

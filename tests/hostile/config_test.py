@@ -33,7 +33,7 @@ def test_wild_values_of_keys(key, value):
         json.dumps(flatten(run), ensure_ascii=False, allow_nan=False).encode()
         return run
 
-    run = read_or_refuse(read, key, key.rpartition('.')[0] + '.', key.rpartition('.')[2])
+    run = read_or_refuse(read, key, key.rpartition('.')[0] or key, key.rpartition('.')[2])
     if run is not None and isinstance(value, float):
         assert math.isfinite(value)
 

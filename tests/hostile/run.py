@@ -16,7 +16,7 @@ CHANGES = {'os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.truncate', 'os.
 
 def listen(event: str, args: tuple) -> None:
     if event == 'open':
-        path, mode, flags = args
+        path, _, flags = args
         if isinstance(path, str | bytes) and (flags or 0) & (os.O_WRONLY | os.O_RDWR):
             WROTE.add(os.path.abspath(os.fsdecode(path)))
     elif event in CHANGES and isinstance(args[0], str | bytes):

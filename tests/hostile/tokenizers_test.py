@@ -46,7 +46,7 @@ METADATA = folders.gguf_metadata(SPEC) | {
 gguf_values = st.one_of(
     st.sampled_from(['', 'gpt2', 'llama', 'llama-bpe', 'a' * 3000, '\0']),
     st.integers(0, 2**32 - 1),
-    st.floats(),
+    st.floats(width=32),
     st.booleans(),
     st.lists(st.integers(-4, 9), min_size=1, max_size=9),
     st.lists(st.floats(width=32), min_size=1, max_size=9),
