@@ -23,6 +23,7 @@ from epa_jax.policy import Policy, load_policy
 from epa_jax.schema import DataConfig, MeshConfig
 from epa_jax.storage import StorageError
 from epa_jax.storage import argument as local_path
+from epa_jax.strict_json import brief
 
 # what a user can mend
 USER_ERRORS = (
@@ -43,7 +44,7 @@ def show_errors(main: Callable[[], None]) -> None:
     try:
         main()
     except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        sys.exit(brief(f'{type(error).__name__}: {error}'))
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

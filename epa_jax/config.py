@@ -7,6 +7,7 @@ turns the result into frozen dataclasses and refuses what cannot work.
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,10 @@ from ml_collections import ConfigDict, config_dict
 from epa_jax import storage
 from epa_jax.limits import CHOICES, LINEAR, LOCAL, PLACES, RANGES
 from epa_jax.schema import RunConfig
+from epa_jax.strict_json import JsonError, check_text, shown
+
+MAX_TEXT = 1 << 20  # characters of a value
+MAX_NUMBER: dict[type, float] = {bool: 1, int: 2**32 - 1, float: 1e30}
 
 
 class ConfigError(ValueError):
@@ -62,13 +67,14 @@ def resolve(config: ConfigDict) -> RunConfig:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise ConfigError(
-                f'{key}={flat[key]!r}: expected one of {", ".join(choices)}'
+                f'{key}={shown(flat[key])}: expected one of {", ".join(choices)}'
                 + _nearest(str(flat[key]), choices)
             )
     for key, (low, high) in RANGES.items():
         _check_range(key, flat[key], low, high)
     _check_places(flat)
     lora_modules(run.lora.modules)
+    profile_steps(run.log.profile_steps)
     _check_together(run)
     return run
 
@@ -96,13 +102,33 @@ def _convert(value_type: Any, optional: bool, value: Any, key: str) -> Any:
         return _build(typing.cast(type, value_type), value, f'{key}.')
     if value is None and optional:
         return None
-    if value_type is float and isinstance(value, int) and not isinstance(value, bool):
+    if value_type is float and type(value) is int:
+        _check_sane(key, value)
         value = float(value)
     if type(value) is not value_type:
         raise ConfigError(
-            f'{key}={value!r}: expected {value_type.__name__}, got {type(value).__name__}'
+            f'{key}={shown(value)}: expected {value_type.__name__}, got '
+            f'{type(value).__name__}'
         )
+    _check_sane(key, value)
     return value
+
+
+def _check_sane(key: str, value: Any) -> None:
+    """Refuses what no key can be, whatever it means."""
+    if isinstance(value, str):
+        try:
+            check_text(value)
+        except JsonError as error:
+            raise ConfigError(f'{key}={shown(value)}: {error}') from None
+        if '\0' in value or len(value) > MAX_TEXT:
+            raise ConfigError(
+                f'{key}={shown(value)}: expected at most {MAX_TEXT} characters, none of '
+                'them a zero byte'
+            )
+    elif not abs(value) <= MAX_NUMBER[type(value)]:
+        most = MAX_NUMBER[type(value)]
+        raise ConfigError(f'{key}={shown(value)}: expected a number of at most {most:g}')
 
 
 def _check_range(key: str, value: float, low: float | None, high: float | None) -> None:
@@ -138,6 +164,25 @@ def lora_modules(text: str) -> tuple[str, ...]:
                 + _nearest(name, LINEAR)
             )
     return tuple(name for name in LINEAR if name in found)
+
+
+def profile_steps(text: str) -> range:
+    """The steps that log.profile_steps names, from 1; none for ''.
+
+    Raises:
+      ConfigError: not FIRST:LAST.
+    """
+    match = re.fullmatch(r'([0-9]{1,9}):([0-9]{1,9})', text)
+    if match is None and text:
+        raise ConfigError(
+            f"log.profile_steps={shown(text)}: expected FIRST:LAST, such as '10:15'"
+        )
+    if match is None:
+        return range(0)
+    first, last = int(match[1]), int(match[2])
+    if not 1 <= first <= last:
+        raise ConfigError(f'log.profile_steps={text!r}: expected 1 <= FIRST <= LAST')
+    return range(first, last + 1)
 
 
 def _check_together(run: RunConfig) -> None:
@@ -209,7 +254,9 @@ def parse(key: str, text: str, prefix: str = '') -> Any:
             raise ValueError(text)
         return text.lower() in ('true', '1', 't')
     except ValueError:
-        raise ConfigError(f'{prefix}{key}={text}: expected {value_type.__name__}') from None
+        raise ConfigError(
+            f'{prefix}{key}={shown(text)}: expected {value_type.__name__}'
+        ) from None
 
 
 def _leaf_type(key: str) -> type:
@@ -244,8 +291,9 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
         target = functools.reduce(lambda tree, group: tree[group], groups, config)
         try:
             target[last] = value
-        except TypeError as error:
-            raise ConfigError(f'{key}={value!r}: {error}') from None
+        except (TypeError, ValueError, OverflowError):
+            kind = _leaf_type(key).__name__
+            raise ConfigError(f'{key}={shown(value)}: expected {kind}') from None
     return config
 
 

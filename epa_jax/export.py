@@ -1,12 +1,12 @@
 """Writes a policy as a Hugging Face folder: python -m epa_jax.export RUN OUT."""
 
 import argparse
-import json
 from pathlib import Path
 
 from epa_jax import sharding
 from epa_jax.commands import add_model_arguments, mesh_config, policy_of, show_errors
 from epa_jax.formats.export import DTYPES, export_adapter, export_model
+from epa_jax.formats.files import read_json
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.model_card import model_card
 from epa_jax.policy import base_model, load_adapted
@@ -69,9 +69,9 @@ def _card(model: Path, step: int | None) -> str | None:
     """The model card of a run; other models have none to write."""
     if not (model / 'checkpoints').is_dir():
         return None
-    config = json.loads((model / 'config.json').read_text('utf-8'))
+    config = read_json(model / 'config.json')
     summary = model / 'summary.json'
-    found = json.loads(summary.read_text('utf-8')) if summary.is_file() else None
+    found = read_json(summary) if summary.is_file() else None
     if found is None and step is None:  # it has not finished
         saved = (model / 'checkpoints').iterdir()
         step = max(int(path.name) for path in saved if path.name.isdigit())

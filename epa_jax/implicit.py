@@ -5,7 +5,6 @@ Losses without a reference train beta log(policy) itself, its sum or mean over t
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from epa_jax.commands import add_model_arguments, policy_of
 from epa_jax.config import ConfigError, from_flat
 from epa_jax.data.load import load_datasets
 from epa_jax.evals.scoring import ROWS, score
+from epa_jax.formats.files import read_json
 from epa_jax.policy import Policy, load_policy
 from epa_jax.prepare import loss_of
 from epa_jax.schema import DataConfig, RunConfig
@@ -193,4 +193,4 @@ def _run_config(folder: Path) -> RunConfig | None:
     """The configuration of a run folder; None of other models."""
     if not (folder / 'checkpoints').is_dir():
         return None
-    return from_flat(json.loads((folder / 'config.json').read_text('utf-8')))
+    return from_flat(read_json(folder / 'config.json'))

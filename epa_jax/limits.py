@@ -38,11 +38,13 @@ LOCAL = ('plan.architecture',)
 # what lora.modules names
 LINEAR = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
+MOST_STEPS = 2**31 - 1  # the train state counts in int32
+
 # key -> (lowest, highest), inclusive; None is unbounded
 RANGES: dict[str, tuple[float | None, float | None]] = {
     'seed': (0, 2**32 - 1),
     'epochs': (0, None),
-    'steps': (0, None),
+    'steps': (0, MOST_STEPS),
     'max_bad_steps': (1, None),
     'max_step_minutes': (0, None),
     'data.eval_examples': (0, None),

@@ -16,6 +16,7 @@ from epa_jax.evals.preference import evaluate
 from epa_jax.interrupt import Interrupts
 from epa_jax.likelihood import add_streams, measure_streams
 from epa_jax.metrics import finalise
+from epa_jax.monitor import Monitor
 from epa_jax.prepare import Job
 from epa_jax.progress import Progress
 from epa_jax.train_step import Metrics
@@ -40,11 +41,13 @@ class Outputs:
       writers: metrics.
       progress: bar or lines.
       checkpoints: saves.
+      monitor: goodput, step times, signs of life.
     """
 
     writers: Writers
     progress: Progress
     checkpoints: Checkpoints
+    monitor: Monitor = dataclasses.field(default_factory=Monitor)
 
 
 @dataclasses.dataclass
@@ -132,10 +135,12 @@ class Loop:
         if self.step == 0 or self.owed:
             self._evaluate()
         while self.step < self.job.total_steps:
-            data = next(batches)
+            with self.out.monitor.waiting(self._pending and self._pending[1]):
+                data = next(batches)
             if self.step == 0:
                 self._check_start(data.preference[0])
-            metrics = self._update(data)
+            with self.out.monitor.stepping(self.step + 1):
+                metrics = self._update(data)
             self._report()  # the step before, so that the device need not wait for it
             self.step += 1
             self.watchdog.beat()
@@ -193,8 +198,9 @@ class Loop:
         metrics['step_seconds'] = seconds
         self.tally.metrics = metrics
         self.out.progress.update(step, metrics)
+        self.out.monitor.done(step, seconds)
         if step % self.job.run.log.every == 0 or step == self.job.total_steps:
-            self.out.writers.write(step, metrics)
+            self.out.writers.write(step, metrics | self.out.monitor.metrics())
         self._check_finite(step, metrics)
 
     def _add_total(self, metrics: dict[str, float]) -> None:
@@ -225,25 +231,31 @@ class Loop:
 
     def _evaluate(self) -> None:
         self._report()
+        with self.out.monitor.during('evaluation'):
+            metrics = self._measure()
+        self.out.monitor.compare_processes()
+        if metrics:
+            self.tally.evaluations[self.step] = metrics
+            self.out.writers.write(self.step, metrics)
+            log.info('step %d: %s', self.step, _in_words(metrics))
+            self._mark = time.perf_counter()
+
+    def _measure(self) -> dict[str, float]:
+        """Means over held-out data; empty without any."""
         job, programs, batches = self.job, self.job.programs, self.job.batches
         metrics = {}
         if batches.held_out is not None:
             once = batches.held_out.once()
             metrics = evaluate(programs, self.state, job.frozen, once)
         text = {name: data.once() for name, data in batches.held_out_streams.items()}
-        metrics |= measure_streams(programs, self.state.params, job.frozen, text)
-        if not metrics:
-            return
-        self.tally.evaluations[self.step] = metrics
-        self.out.writers.write(self.step, metrics)
-        log.info('step %d: %s', self.step, _in_words(metrics))
-        self._mark = time.perf_counter()
+        return metrics | measure_streams(programs, self.state.params, job.frozen, text)
 
     def _save(self, batches: grain.DatasetIterator) -> None:
         self._report()
         metrics = self.tally.evaluations.get(self.step, {})
         position = batches.get_state() | ({OWED: True} if self.owed else {})
-        self.out.checkpoints.save(self.step, self.state, position, metrics)
+        with self.out.monitor.during('save'):
+            self.out.checkpoints.save(self.step, self.state, position, metrics)
         self._mark = time.perf_counter()
 
 

@@ -1,7 +1,6 @@
 """A policy to look at: a run folder, a model's or adapter's folder, or a .gguf file."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from epa_jax.models.lora import Lora, abstract_adapters, attach, merge
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import Compute
 from epa_jax.schema import CheckpointConfig
+from epa_jax.strict_json import parse, shown
 from epa_jax.types import Params
 from epa_jax.weights import adapter_shardings, check_base, lora_of
 
@@ -186,8 +186,10 @@ def _saved_config(run: Path) -> dict[str, Any]:
     """A run's configuration by dotted key."""
     path = run / 'config.json'
     try:
-        config = json.loads(path.read_text('utf-8'))
-        Path(config['model.path'])
+        config = parse(path.read_text('utf-8'))
+        for value in (config['model.path'], config.get('model.tokenizer', '')):
+            if not isinstance(value, str):
+                raise TypeError(f'{shown(value)} is no path')
         return dict(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -22,6 +22,7 @@ from epa_jax.data.report import data_report, render
 from epa_jax.data.streams import Stream
 from epa_jax.formats.tokenizer import check_vocabulary
 from epa_jax.frozen import Frozen
+from epa_jax.limits import MOST_STEPS
 from epa_jax.loss_config import LossConfig
 from epa_jax.losses import (
     LOSSES,
@@ -209,6 +210,8 @@ def steps_of(run: RunConfig, examples: int) -> int:
             f'epochs={run.epochs} of {examples} examples fill no step of '
             f'batch.prompts={run.batch.prompts}; lower it or raise epochs'
         )
+    if steps > MOST_STEPS:
+        raise ConfigError(f'epochs={run.epochs}: {steps} steps; at most {MOST_STEPS}')
     return steps
 
 

@@ -20,6 +20,7 @@ from epa_jax import storage
 from epa_jax.config import ConfigError, flatten
 from epa_jax.mirror import Mirror
 from epa_jax.schema import RunConfig
+from epa_jax.strict_json import JsonError, parse, shown
 
 PACKAGES = (
     'jax',
@@ -234,8 +235,11 @@ def _read_json(path: pathlib.Path, default: Any) -> Any:
     if not path.exists():
         return default
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
+        found = parse(path.read_text(encoding='utf-8'))
+        if type(found) is not type(default):
+            raise JsonError(f'found {shown(found)}')
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f'{path}: not JSON ({error}); delete it or use another workdir'
+            f'{path}: cannot be read ({error}); delete it or use another workdir'
         ) from error
+    return found

@@ -28,7 +28,7 @@ class DataConfig:
         and, if too few remain, its example.
       bad_lines: 'error', or 'skip' to skip and count lines that cannot be read.
       chat_template: 'auto' applies the tokenizer's template when it has one, 'none'
-        joins text as it is; anything else is a path to a Jinja template.
+        joins text as it is; anything else is the path of a Jinja template.
       system_prompt: put before conversations that have no system message.
       shuffle: new order every epoch, by the run's seed.
       n_strong: most worse responses of the same prompt per visit.
@@ -117,14 +117,12 @@ class ModelConfig:
       compute_dtype: dtype of matrix products; log-probs are always float32.
       remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' the
         matrix products, 'full' only the layer's input.
-      attention: attention back end: 'auto' is 'pallas' on a TPU, 'cudnn' on a GPU if
-        compute_dtype is a 16-bit float, and 'xla' elsewhere; 'splash' is for TPUs (see
-        `models.attention`). One that the machine cannot run falls back, with a line in
-        the log.
+      attention: back end: 'auto' is 'pallas' on a TPU, 'cudnn' on a GPU in 16-bit
+        floats, 'xla' elsewhere (see `models.attention`); what the machine cannot run
+        falls back, with a line in the log.
       logprob_chunk: tokens per row that meet the vocabulary at once; 0 is all where rows
         are split over devices, which then reduce the head's gradient once, and 128 else.
-      vocab_block: words of the vocabulary that they meet at once, on every device; 0 is
-        16384 on a GPU and 4096 else.
+      vocab_block: words that they meet at once on a device; 0: 16384 on a GPU, else 4096.
     """
 
     path: str = ''
@@ -271,12 +269,15 @@ class LogConfig:
       eval_every: steps between evaluations; 0 evaluates at the start and the end.
       tensorboard: write TensorBoard event files.
       wandb: W&B project; '' does not use W&B.
+      profile_steps: steps to trace with JAX's profiler, into `profile/` of the run
+        folder: 'FIRST:LAST', both included; '' traces none.
     """
 
     every: int = 1
     eval_every: int = 0
     tensorboard: bool = True
     wandb: str = ''
+    profile_steps: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

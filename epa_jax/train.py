@@ -4,9 +4,8 @@ import dataclasses
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import absl.logging
 import jax
@@ -14,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from epa_jax.checkpoints import CheckpointError, Checkpoints
-from epa_jax.config import ConfigError, check_flags, resolve
+from epa_jax.config import ConfigError, check_flags, profile_steps, resolve
 from epa_jax.data.fingerprint import check_data, data_fingerprint
 from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError
@@ -27,11 +26,12 @@ from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.guard import GuardError
 from epa_jax.interrupt import RUN_AGAIN, Interrupted, Interrupts, of_storage
 from epa_jax.loop import OWED, Loop, Outputs, TrainingError
-from epa_jax.losses import LOSSES, Loss, LossDef
+from epa_jax.losses import LOSSES, LossDef
 from epa_jax.model_card import model_card
 from epa_jax.models.hf_config import SpecError
 from epa_jax.models.spec import ModelSpec
 from epa_jax.models.transformer import num_params
+from epa_jax.monitor import Monitor, monitored
 from epa_jax.prepare import Job, loss_of, prepare
 from epa_jax.progress import Progress, SilentProgress, make_progress
 from epa_jax.reference import StaleCacheError
@@ -39,6 +39,7 @@ from epa_jax.run_folder import RunFolder, open_run_folder
 from epa_jax.run_lock import locked
 from epa_jax.schema import RunConfig
 from epa_jax.storage import AnyPath, StorageError
+from epa_jax.strict_json import brief
 from epa_jax.types import Params
 from epa_jax.watchdog import Watchdog
 from epa_jax.weights import base_fingerprint, check_base
@@ -78,6 +79,18 @@ class TrainResult:
     summary: dict[str, Any]
 
 
+class Guards(NamedTuple):
+    """What watches over a run.
+
+    Attributes:
+      interrupts: requests to stop.
+      monitor: goodput, heartbeats and logs.
+    """
+
+    interrupts: Interrupts
+    monitor: Monitor
+
+
 def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult:
     """Runs, or resumes, a whole run.
 
@@ -92,30 +105,18 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
       guard.GuardError: the policy does not start at its reference.
       interrupt.Interrupted: it was asked to stop; nothing is lost if it had begun to train.
     """
-    with Interrupts() as interrupts, locked(run.workdir):
-        return _train(run, losses, interrupts)
-
-
-def _train(
-    run: RunConfig, losses: Mapping[str, LossDef], interrupts: Interrupts
-) -> TrainResult:
-    """`train`, alone in the run folder."""
-    began = time.perf_counter()
-    loss = loss_of(run, losses)  # what cannot work is refused before any work
-    folder = open_run_folder(run)
-    with folder.mirrored():
-        return _in_folder(run, losses, folder, loss, interrupts, began)
+    with Interrupts() as interrupts, locked(run.workdir), monitored() as monitor:
+        loss_of(run, losses)  # what cannot work is refused before any work
+        folder = open_run_folder(run)
+        with folder.mirrored():
+            return _in_folder(run, losses, folder, Guards(interrupts, monitor))
 
 
 def _in_folder(
-    run: RunConfig,
-    losses: Mapping[str, LossDef],
-    folder: RunFolder,
-    loss: Loss,
-    interrupts: Interrupts,
-    began: float,
+    run: RunConfig, losses: Mapping[str, LossDef], folder: RunFolder, guards: Guards
 ) -> TrainResult:
-    """`train`, with the run folder open."""
+    """`train`, alone in the open run folder."""
+    loss = loss_of(run, losses)
     tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
     datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
     streams = load_streams(run, tokenizer, {e.prompt_key for e in datasets.held_out})
@@ -127,6 +128,16 @@ def _in_folder(
     made_from = data_fingerprint([datasets.train, datasets.held_out, *texts])
     if job.weights.lora is not None:
         made_from |= base_fingerprint(job.weights.base)
+    profile = profile_steps(run.log.profile_steps)
+    with guards.monitor.writing(folder.path, job.total_steps, profile):
+        return _run(job, folder, guards, made_from)
+
+
+def _run(
+    job: Job, folder: RunFolder, guards: Guards, made_from: dict[str, str]
+) -> TrainResult:
+    """All that writes into the run folder."""
+    run, monitor = job.run, guards.monitor
     checkpoints = Checkpoints(
         folder.checkpoints,
         run.checkpoint,
@@ -134,10 +145,11 @@ def _in_folder(
         before_save=folder.before_save,
     )
     try:
-        loop = _run_loop(job, folder, checkpoints, interrupts)
+        loop = _run_loop(job, folder, checkpoints, guards)
     finally:
-        checkpoints.close()
-    summary = _summary(job, folder, loop, time.perf_counter() - began)
+        with monitor.during('save'):
+            checkpoints.close()
+    summary = _summary(job, folder, loop, monitor)
     if run.export:
         _export(job, folder, loop.state.params, model_card(folder.config, summary))
     if jax.process_index() == 0:
@@ -165,7 +177,7 @@ def _export(job: Job, folder: RunFolder, trained: Params, card: str) -> None:
 
 
 def _run_loop(
-    job: Job, folder: RunFolder, checkpoints: Checkpoints, interrupts: Interrupts
+    job: Job, folder: RunFolder, checkpoints: Checkpoints, guards: Guards
 ) -> Loop:
     """Starts from the newest checkpoint, or from the beginning, and runs to the end."""
     batches = job.batches.train.steps()
@@ -174,7 +186,8 @@ def _run_loop(
     if step is None:
         state = job.initial_state()
     else:
-        restored = checkpoints.restore(job.abstract, step)
+        with guards.monitor.during('restore'):
+            restored = checkpoints.restore(job.abstract, step)
         check_data(restored.config, checkpoints.config, str(folder.checkpoints))
         if job.weights.lora is not None:
             check_base(restored.config, job.weights.base, str(folder.checkpoints))
@@ -189,24 +202,26 @@ def _run_loop(
         writers = open_writers(
             folder.path, job.run.log, config=folder.config, restored_step=step
         )
-    outputs = Outputs(writers, progress, checkpoints)
+    outputs = Outputs(writers, progress, checkpoints, guards.monitor)
     watchdog = Watchdog(60 * job.run.max_step_minutes)
-    loop = Loop(job, outputs, state, step or 0, interrupts, watchdog, owed)
+    loop = Loop(job, outputs, state, step or 0, guards.interrupts, watchdog, owed)
     try:
-        with interrupts.deferred(), watchdog:
+        with guards.interrupts.deferred(), watchdog:
             try:
-                loop.run(batches)
+                with guards.monitor.during('step'):
+                    loop.run(batches)
             finally:
-                checkpoints.wait()
+                with guards.monitor.during('save'):
+                    checkpoints.wait()
     finally:
         progress.close()
         writers.close()
     return loop
 
 
-def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[str, Any]:
+def _summary(job: Job, folder: RunFolder, loop: Loop, monitor: Monitor) -> dict[str, Any]:
     """The outcome of a run; evaluations are those of all its starts."""
-    tally = loop.tally
+    tally, watched = loop.tally, monitor.summary()
     evaluations = read_evaluations(folder.path / 'metrics.jsonl')
     return {
         'steps': loop.step,
@@ -218,14 +233,14 @@ def _summary(job: Job, folder: RunFolder, loop: Loop, seconds: float) -> dict[st
         'train': tally.metrics,
         'eval_first': evaluations[0] if evaluations else None,
         'eval_last': evaluations[-1] if evaluations else None,
-        'seconds': seconds,
+        'seconds': sum(watched['phase_seconds'].values()),
         'first_step_seconds': tally.first_seconds,
         'seconds_per_step': tally.other_seconds / max(tally.steps - 1, 1),
         'tokens': tally.tokens,
         'padding': 1 - tally.tokens / tally.cells if tally.cells else 0.0,
         'tokens_per_second': tally.other_tokens / max(tally.other_seconds, 1e-9),
         'traces': dict(job.programs.traces),
-    }
+    } | watched
 
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -251,13 +266,17 @@ def main(argv: list[str]) -> None:
 
 
 def show_log() -> None:
-    """Shows this package's log, and of other libraries warnings alone."""
+    """Shows this package's log, and of other libraries warnings alone.
+
+    Of several processes the first has the terminal; the others keep theirs in logs/.
+    """
     absl.logging.set_verbosity(absl.logging.WARNING)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter('%(message)s'))
     own = logging.getLogger('epa_jax')
+    handler.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
     own.addHandler(handler)
-    own.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    own.setLevel(logging.INFO)
     own.propagate = False
 
 
@@ -285,7 +304,7 @@ def run_flags(main: Callable[[list[str]], None]) -> None:
         check_flags(sys.argv[1:])
         app.run(connected)
     except USER_ERRORS as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        sys.exit(brief(f'{type(error).__name__}: {error}'))
     except OSError as error:
         message = of_storage(error)
         if message is None:

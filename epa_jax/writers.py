@@ -13,6 +13,7 @@ import tensorboardX
 
 from epa_jax.config import ConfigError
 from epa_jax.schema import LogConfig
+from epa_jax.strict_json import JsonError, parse
 
 
 class Writer(Protocol):
@@ -58,7 +59,8 @@ class JsonlWriter:
     def _trim(self, restored_step: int | None) -> int:
         if not self._path.exists():
             return 0
-        lines = self._path.read_text(encoding='utf-8').splitlines(keepends=True)
+        text = self._path.read_text(encoding='utf-8', errors='replace')
+        lines = text.splitlines(keepends=True)
         last = -1 if restored_step is None else restored_step
         kept = [line for line in lines if _step_of(line) <= last]
         partial = self._path.with_name(self._path.name + '.partial')
@@ -68,11 +70,19 @@ class JsonlWriter:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinity for one that a killed process left unfinished."""
+    """The step of a line; infinity for one that is torn, or no line of metrics."""
+    found = _metrics_of(line) if line.endswith('\n') else None
+    return math.inf if found is None else found['step']
+
+
+def _metrics_of(line: str) -> dict[str, Any] | None:
+    """The object of a line with its step; None of anything else."""
     try:
-        return json.loads(line)['step'] if line.endswith('\n') else math.inf
-    except json.JSONDecodeError:
-        return math.inf
+        found = parse(line)
+    except JsonError:
+        return None
+    known = isinstance(found, dict) and type(found.get('step')) is int
+    return found if known else None
 
 
 class TensorBoardWriter:
@@ -183,6 +193,6 @@ def read_evaluations(path: str | pathlib.Path) -> list[dict[str, Any]]:
     machine.
     """
     path = pathlib.Path(path)
-    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-    found = [json.loads(line) for line in lines]
-    return [line for line in found if any(name.startswith('eval/') for name in line)]
+    text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
+    found = [_metrics_of(line) for line in text.splitlines()]
+    return [line for line in found if line and any(n.startswith('eval/') for n in line)]

@@ -87,7 +87,7 @@ def test_a_folder_without_a_run_is_used(run):
 def test_a_damaged_config_is_named(run):
     folder = begin(run)
     (folder.path / 'config.json').write_text('{"seed":')
-    with pytest.raises(ConfigError, match=r'config\.json: not JSON'):
+    with pytest.raises(ConfigError, match=r'config\.json: cannot be read .not JSON'):
         begin(run)
 
 

@@ -58,7 +58,8 @@ def test_mpo_learns_pairs_and_text_and_compiles_once(folder):
     assert {'imitate', 'nll'} < set(traces)
     report = json.loads((folder / 'mpo' / 'data_report.json').read_text())
     assert report['streams']['pretrain']['sequences'] == 17
-    assert report['read'][str(folder / 'text.jsonl')] == 20
+    read = {r['group']: (r['source'], r['examples']) for r in report['read']}
+    assert read['pretrain'] == (str(folder / 'text.jsonl'), 20)
 
 
 def test_a_stream_holds_what_it_is_about(folder):

@@ -41,7 +41,7 @@ run_again() {
   local preemptions
   for ((preemptions = 0; ; preemptions++)); do
     run_once "$@"
-    [ "$CODE" = "$PREEMPTED" ] || exit "$CODE"
+    goes_on "$CODE" || exit "$CODE"
     [ "$preemptions" -lt "$retries" ] || break
     say "preempted ($preemptions times before); again in $poll s"
     pause

@@ -6,6 +6,10 @@
 PROGRAM=${0##*/}
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PREEMPTED=75 # the exit code by which a run asks to be run again (epa_jax/interrupt.py)
+PEER_LOST=134 # that of a process which JAX aborts because another one is gone
+
+# Whether a run that left with code $1 goes on when it is run again.
+goes_on() { [ "$1" = "$PREEMPTED" ] || [ "$1" = "$PEER_LOST" ]; }
 
 # Options by name, with - as _; each can be given as --name=value or --name value.
 name=${EPA_NAME:-}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Keeps a run going to its end: creates the slice, installs, starts, watches, and does it
-# again when the slice was taken away or the run left with the code of a preemption (75).
+# again when the slice was taken away or the run left with the code of a preemption (75)
+# or of a lost process (134).
 #
 #   resume.sh --name=NAME --zone=ZONE --type=v5e-16 [options] -- COMMAND...
 #
@@ -62,7 +63,7 @@ look() {
       none | killed) LOST=$((LOST + 1)) ;;
       *)
         ENDED=$((ENDED + 1))
-        if [ "$state" != 0 ] && [ "$CODE_SEEN" != "$PREEMPTED" ]; then CODE_SEEN=$state; fi
+        if [ "$state" != 0 ] && ! goes_on "$CODE_SEEN"; then CODE_SEEN=$state; fi
         ;;
     esac
   done <<<"$report"
@@ -105,7 +106,7 @@ watch_job() {
 # workers fail in ways of their own, so its state counts for more than their codes.
 settle() {
   OUTCOME=$CODE_SEEN
-  if [ "$LOST" -gt 0 ] || [ "$CODE_SEEN" = "$PREEMPTED" ]; then OUTCOME=preempted; fi
+  if [ "$LOST" -gt 0 ] || goes_on "$CODE_SEEN"; then OUTCOME=preempted; fi
   [ "$OUTCOME" != 0 ] || return 0
   pause
   find_state ACTIVE

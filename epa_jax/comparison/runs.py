@@ -13,6 +13,7 @@ import scipy.stats
 
 from epa_jax.config import ConfigError
 from epa_jax.evals.bootstrap import Interval
+from epa_jax.strict_json import JsonError, parse
 
 # keys that do not say what was done
 SILENT = ('seed', 'workdir', 'export', 'max_bad_steps', 'step0_guard')
@@ -55,13 +56,14 @@ def read_run(folder: Path) -> Run:
     config = _json(folder / 'config.json', needed=True)
     if 'loss.name' not in config:
         raise ConfigError(f'{folder}: config.json is not that of a run')
-    report = _json(folder / 'data_report.json') or {}
+    held_out = (_json(folder / 'data_report.json') or {}).get('held_out')
+    examples = held_out.get('examples') if isinstance(held_out, dict) else 0
     return Run(
         folder=folder,
         config=config,
         summary=_json(folder / 'summary.json'),
         metrics=_lines(folder / 'metrics.jsonl'),
-        held_out=int((report.get('held_out') or {}).get('examples', 0)),
+        held_out=examples if isinstance(examples, int) else 0,
         evals={
             path.stem: _json(path, needed=True)
             for path in sorted((folder / 'evals').glob('*.json'))
@@ -97,20 +99,27 @@ def _json(path: Path, needed: bool = False) -> Any:
     if not path.is_file() and not needed:
         return None
     try:
-        return json.loads(path.read_text('utf-8'))
+        found = parse(path.read_text('utf-8'))
     except (OSError, ValueError) as error:
         raise ConfigError(f'{path}: cannot be read: {error}') from error
+    if not isinstance(found, dict):
+        raise ConfigError(f'{path}: cannot be read: expected an object')
+    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     out = []
-    for number, line in enumerate(path.read_text('utf-8').splitlines(), start=1):
+    text = path.read_text('utf-8', errors='surrogateescape')
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            out.append(json.loads(line))
-        except ValueError as error:
-            raise ConfigError(f'{path}:{number}: not JSON: {error}') from error
+            found = parse(line)
+        except JsonError as error:
+            raise ConfigError(f'{path}:{number}: {error}') from error
+        if not isinstance(found, dict) or not isinstance(found.get('step'), int):
+            raise ConfigError(f'{path}:{number}: expected an object with a step')
+        out.append(found)
     return out
 
 
@@ -119,7 +128,20 @@ def measured(run: Run) -> dict[str, Interval]:
 
     Accuracies of held-out pairs have a normal interval over prompts, tasks one of their
     standard error, and the implicit reward the bootstrap's.
+
+    Raises:
+      ConfigError: files of the run that this version did not write.
     """
+    try:
+        return _measured(run)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ConfigError(
+            f'{run.folder}: summary.json or evals/ are not as they were written '
+            f'({type(error).__name__}: {error})'
+        ) from error
+
+
+def _measured(run: Run) -> dict[str, Interval]:
     out: dict[str, Interval] = {}
     last = (run.summary or {}).get('eval_last') or {}
     for name in SHOWN:

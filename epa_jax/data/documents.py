@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import random
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from epa_jax.config import ConfigError
 from epa_jax.data.exchange import Share, exchange, own_part
 from epa_jax.data.sources import DataError, ReadReport, records
+from epa_jax.strict_json import JsonError, shown
 from epa_jax.types import Role, TokenExample
 
 CHUNK = 256  # documents tokenised at once
@@ -63,12 +63,12 @@ def read_documents(
 
 def _fault(record: object, key: str) -> str | None:
     """Why a record is no document, or None."""
-    if isinstance(record, json.JSONDecodeError):
-        return f'not JSON: {record.msg} (column {record.colno})'
+    if isinstance(record, JsonError):
+        return str(record)
     if not isinstance(record, dict):
         return f'expected an object, found {type(record).__name__}'
     if key not in record:
-        return f'{key} is missing; keys are {sorted(record)}'
+        return f'{key} is missing; keys are {shown(sorted(record))}'
     if not isinstance(record[key], str):
         return f'{key}: expected text, found {type(record[key]).__name__}'
     return None if record[key].strip() else f'{key} is empty'

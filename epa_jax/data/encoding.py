@@ -29,7 +29,7 @@ class Encoder:
         Raises:
           ConfigError: no end-of-sequence token.
         """
-        if tokenizer.eos_token_id is None:
+        if tokenizer.eos_token_id is None or not tokenizer.eos_token:
             raise ConfigError(
                 'model.tokenizer: no end-of-sequence token; responses could never end. '
                 'Set eos_token in tokenizer_config.json'

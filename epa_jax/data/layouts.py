@@ -15,12 +15,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from epa_jax.strict_json import shown
 from epa_jax.types import Example, Message, Role
 
 Record = Mapping[str, Any]
 
 _TURN = re.compile(r'\n\n(Human|Assistant):[ ]?')
 _SPEAKERS = {'Human': 'user', 'Assistant': 'assistant'}
+_MOST = float(np.finfo(np.float32).max)  # in which ratings are kept
 _PROMPT_LIKE = ('question', 'instruction', 'input', 'query', 'context')
 
 
@@ -68,8 +72,8 @@ def detect(record: Record) -> str:
             )
         return 'sft'
     raise RecordError(
-        f'keys {sorted(record)} fit no layout; expected chosen and rejected, responses '
-        'and ratings or rewards, completions, or prompt and completion'
+        f'keys {shown(sorted(record))} fit no layout; expected chosen and rejected, '
+        'responses and ratings or rewards, completions, or prompt and completion'
     )
 
 
@@ -80,6 +84,8 @@ def _pairs(record: Record, origin: str) -> Example:
         texts = (chosen, *rejected)
         roles = (Role.CHOSEN, *[Role.REJECTED] * len(rejected))
         return Example(prompt_of(_get(record, 'prompt')), texts, roles, None, origin)
+    if prompt is not None and not isinstance(prompt, str | list | tuple):
+        raise RecordError(f'prompt: expected text or messages, found {shown(prompt)}')
     if type(chosen) is not type(rejected):
         raise RecordError('chosen and rejected are of different types')
     if isinstance(chosen, str):
@@ -91,8 +97,7 @@ def _pairs(record: Record, origin: str) -> Example:
     else:
         prompt, texts = _pair_of_messages(prompt, _messages(chosen), _messages(rejected))
     scores = [record.get('score_chosen'), record.get('score_rejected')]
-    known = all(isinstance(s, int | float) for s in scores)
-    ratings = tuple(float(s) for s in scores if s is not None) if known else None
+    ratings = None if None in scores else tuple(_number(score) for score in scores)
     return Example(prompt, texts, (Role.CHOSEN, Role.REJECTED), ratings, origin)
 
 
@@ -178,15 +183,15 @@ def _rated(record: Record, origin: str) -> Example:
     name = 'prompt' if 'prompt' in record else 'instruction'
     prompt = prompt_of(_get(record, name))
     if 'completions' in record:
-        items = _get(record, 'completions')
+        items = _list(record, 'completions')
         texts = [_get(item, 'response') for item in items]
         ratings = [_number(_get(item, 'overall_score')) for item in items]
     elif 'ratings' in record or 'rewards' in record:
-        texts = list(_get(record, 'responses'))
+        texts = list(_list(record, 'responses'))
         kind = 'ratings' if 'ratings' in record else 'rewards'
-        ratings = [_number(r) for r in _get(record, kind)]
+        ratings = [_number(r) for r in _list(record, kind)]
     else:
-        items = _get(record, 'responses')
+        items = _list(record, 'responses')
         texts = [_get(item, 'text') for item in items]
         ratings = [_number(_get(item, 'rating')) for item in items]
     if len(texts) != len(ratings) or len(texts) < 2:
@@ -219,6 +224,13 @@ def _get(record: Any, key: str) -> Any:
     return record[key]
 
 
+def _list(record: Record, key: str) -> Sequence[Any]:
+    value = _get(record, key)
+    if not isinstance(value, list | tuple):
+        raise RecordError(f'{key}: expected a list, found {shown(value)}')
+    return value
+
+
 def prompt_of(value: Any) -> str | tuple[Message, ...]:
     """A prompt: text, or a list of messages.
 
@@ -246,11 +258,13 @@ def _messages(value: Any) -> tuple[Message, ...]:
 
 def _number(value: Any) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        raise RecordError(f'rating {value!r}: expected a number') from None
-    if not math.isfinite(number):
-        raise RecordError(f'rating {value!r}: expected a finite number')
+        raise RecordError(f'rating {shown(value)}: expected a number') from None
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= _MOST:
+        raise RecordError(f'rating {shown(value)}: expected a finite number')
     return number
 
 

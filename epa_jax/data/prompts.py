@@ -1,6 +1,5 @@
 """Prompts to answer, from any source."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from epa_jax.data.layouts import RecordError, prompt_of, to_example
 from epa_jax.data.rendering import Renderer
 from epa_jax.data.sources import DataError, records
 from epa_jax.schema import DataConfig
+from epa_jax.strict_json import JsonError, shown
 from epa_jax.types import Example, Message
 
 RESPONSES = ('chosen', 'responses', 'completions', 'completion', 'messages')
@@ -71,8 +71,8 @@ def _from_text(source: str) -> list[Prompt]:
 
 
 def _prompt(record: Any, origin: str) -> Prompt:
-    if isinstance(record, json.JSONDecodeError):
-        raise DataError(f'{origin}: not JSON: {record.msg} (column {record.colno})')
+    if isinstance(record, JsonError):
+        raise DataError(f'{origin}: {record}')
     try:
         if not isinstance(record, Mapping):
             raise RecordError(f'expected an object, found {type(record).__name__}')
@@ -95,7 +95,7 @@ def _find(record: Mapping[str, Any], origin: str) -> str | tuple[Message, ...]:
     turns = record.get('turns')
     if isinstance(turns, list) and turns:
         return prompt_of(turns[0])
-    raise RecordError(f'no prompt; keys are {sorted(record)}')
+    raise RecordError(f'no prompt; keys are {shown(sorted(record))}')
 
 
 def encode_prompts(

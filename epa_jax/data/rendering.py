@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from epa_jax import storage
 from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.schema import DataConfig
+from epa_jax.strict_json import shown
 from epa_jax.types import Example, Message
+
+MAX_TEMPLATE = 1 << 20  # bytes of a file
 
 
 class Unusable(Exception):
@@ -87,7 +89,7 @@ class Renderer:
                     tokenize=False,
                 )
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program, it may raise anything
             if self._cfg.bad_lines == 'skip':
                 raise Unusable(f'the chat template refuses it: {error}') from None
             raise DataError(
@@ -98,9 +100,12 @@ class Renderer:
     def _without_eos(self, response: str) -> str:
         """A response without the end of sequence that some data sets come with."""
         eos = self._tokenizer.eos_token
-        while response.rstrip().endswith(eos):
-            response = response.rstrip().removesuffix(eos)
-        return response
+        end, words = len(response), len(response.rstrip())
+        while response.endswith(eos, 0, words):  # without copies: there may be many
+            end = words = words - len(eos)
+            while words and response[words - 1].isspace():
+                words -= 1
+        return response[:end]
 
     def _until_eos(self, text: str, response: str) -> str:
         """The response up to the template's end of sequence, which is added as a token.
@@ -129,6 +134,11 @@ def _find_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> str | No
         return None
     if setting == 'auto':
         template = tokenizer.chat_template
+        if template is not None and not isinstance(template, str | dict):
+            raise ConfigError(
+                'model.tokenizer: its chat template is not text; write the one to use to a '
+                'file: data.chat_template=FILE'
+            )
         if not isinstance(template, dict):
             return template
         if 'default' not in template:
@@ -138,8 +148,13 @@ def _find_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> str | No
             )
         return template['default']
     path = storage.local(setting)
-    if not path.is_file():
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_TEMPLATE:
+            raise ValueError(f'no file of at most {MAX_TEMPLATE} bytes')
+        return path.read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"data.chat_template={setting!r}: expected 'auto', 'none' or a file of Jinja"
-        )
-    return path.read_text(encoding='utf-8')
+            f"data.chat_template={shown(setting)}: expected 'auto', 'none' or a file of "
+            f'Jinja ({reason})'
+        ) from None

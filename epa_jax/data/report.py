@@ -10,6 +10,7 @@ from epa_jax.data.load import Datasets
 from epa_jax.data.mixture import Mixture
 from epa_jax.data.packing import plan
 from epa_jax.data.pipeline import Pipeline
+from epa_jax.data.sources import ReadReport
 from epa_jax.data.streams import Stream
 from epa_jax.data.tokenise import TokeniseReport
 from epa_jax.types import Role, TokenExample, TokenGroup
@@ -42,10 +43,9 @@ def data_report(
     step_tokens = float(np.mean(lengths)) * data.visits.prompts
     texts = {stream.name: _stream(stream, total_steps) for stream in streams}
     all_tokens = step_tokens + sum(text['tokens_per_step'] for text in texts.values())
-    reads = [*datasets.read, *(read for stream in streams for read in stream.read)]
+    reads = [('data', datasets.read), *((stream.name, stream.read) for stream in streams)]
     return {
-        'read': {r.source: r.read for r in reads},
-        'skipped_lines': {r.source: _reasons(r.skipped, r.first_skipped) for r in reads},
+        'read': [_source(group, read) for group, found in reads for read in found],
         'train': _examples(datasets.train) | _fate(datasets.tokenised),
         'held_out': _examples(datasets.held_out) | _fate(datasets.held_out_tokenised),
         'streams': texts,
@@ -61,6 +61,16 @@ def data_report(
             'tokens_per_step': all_tokens,
             'flops_per_step': flops_per_token * all_tokens,
         },
+    }
+
+
+def _source(group: str, read: ReadReport) -> dict[str, Any]:
+    """What a source held; several groups of keys may name one source."""
+    return {
+        'source': read.source,
+        'group': group,
+        'examples': read.read,
+        'skipped_lines': _reasons(read.skipped, read.first_skipped),
     }
 
 
@@ -158,11 +168,12 @@ def _rows(data: Pipeline, lengths: Sequence[int]) -> dict[str, Any]:
 def render(report: Mapping[str, Any]) -> str:
     """The report as text, a fact a line."""
     lines = ['data report']
-    for source, count in report['read'].items():
-        lines.append(f'  read       {count} examples from {source}')
+    for read in report['read']:
+        use = '' if read['group'] == 'data' else f' ({read["group"]})'
+        lines.append(f'  read       {read["examples"]} examples from {read["source"]}{use}')
         lines += [
             f'  skipped    {skip["count"]} lines: {why} (first {skip["first"]})'
-            for why, skip in report['skipped_lines'][source].items()
+            for why, skip in read['skipped_lines'].items()
         ]
     for part in ('train', 'held_out'):
         lines += _render_part(part, report[part])

@@ -4,20 +4,27 @@ import collections
 import contextlib
 import dataclasses
 import gzip
-import json
+import itertools
 import pathlib
 import tempfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
 
 from epa_jax import storage
 from epa_jax.config import ConfigError
 from epa_jax.data.layouts import LAYOUTS, Record, RecordError, to_example
+from epa_jax.strict_json import JsonError, parse, shown
 from epa_jax.types import Example
 
+MAX_LINE = 1 << 26  # characters of a line
+MAX_BLANK = 1_000_000  # empty lines in a row
+MAX_WHOLE = 1 << 28  # characters of a .json file, which is read at once
+# A compressed file may hold this many times its size; text is compressed 3 to 20 times.
+MAX_EXPANSION = 100
+SMALL = 1 << 26  # characters that any compressed file may hold
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet')
 
 
@@ -71,8 +78,8 @@ def read_examples(
         if limit and len(examples) == limit:
             break
         try:
-            if isinstance(record, json.JSONDecodeError):
-                raise RecordError(f'not JSON: {record.msg} (column {record.colno})')
+            if isinstance(record, JsonError):
+                raise RecordError(str(record))
             examples.append(to_example(record, layout, origin))
         except RecordError as error:
             if bad_lines == 'error':
@@ -90,10 +97,15 @@ def read_examples(
 
 def records(source: str) -> Iterator[tuple[str, Any]]:
     """(where, record) in order; a line that is not JSON is given as its error."""
-    path = storage.local(source).expanduser()
-    if path.is_dir():
-        yield from _numbered(source, _from_disk(path))
-    elif path.is_file():
+    try:
+        path = storage.local(source).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # such as a name far too long
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f'{shown(source)}: cannot be looked for: {reason}') from None
+    if is_folder:
+        yield from _numbered(source, _rows(path))
+    elif is_file:
         yield from _from_file(path)
     elif _looks_like_a_file(source):
         raise DataError(f'{source}: no such file or folder (in {pathlib.Path.cwd()})')
@@ -116,14 +128,17 @@ def _from_file(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         return
     if not path.name.endswith(SUFFIXES):
         raise DataError(f'{path}: expected a file ending in {", ".join(SUFFIXES)}')
-    opener = gzip.open if path.name.endswith('.gz') else open
+    compressed = path.name.endswith('.gz')
+    opener = gzip.open if compressed else open
     try:
-        with opener(path, 'rt', encoding='utf-8-sig') as file:
+        most = max(MAX_EXPANSION * path.stat().st_size, SMALL) if compressed else None
+        # invalid bytes are told from the rest line by line, see `strict_json`
+        with opener(path, 'rt', encoding='utf-8-sig', errors='surrogateescape') as file:
             if path.name.removesuffix('.gz').endswith('.json'):
-                yield from _numbered(str(path), _json_list(path, file.read()))
+                yield from _numbered(str(path), _json_list(path, _whole(path, file, most)))
             else:
-                yield from _lines(path, file)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+                yield from _lines(path, file, most)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f'{path}: cannot be read: {error}') from error
 
 
@@ -134,37 +149,87 @@ def _from_parquet(path: pathlib.Path) -> Iterator[Record]:
             yield from datasets.Dataset.from_parquet(
                 str(path), streaming=True, cache_dir=cache
             )
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # Arrow raises many kinds over a damaged file
             raise DataError(f'{path}: cannot be read as parquet: {error}') from error
 
 
-def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
+def _lines(path: pathlib.Path, file: TextIO, most: int | None) -> Iterator[tuple[str, Any]]:
+    """Records and errors, with never more than a line in memory.
+
+    Raises:
+      DataError: a line of more than `MAX_LINE` characters, or more than `most` in all.
+    """
+    read = blank = 0
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise DataError(
+                f'{path}:{number}: a line of more than {MAX_LINE} characters; expected one '
+                'record a line'
+            )
+        read += len(line)
+        if most is not None and read > most:
+            raise _too_much(path, most)
+        blank = 0 if line.strip() else blank + 1
+        if blank > MAX_BLANK:
+            raise DataError(f'{path}:{number}: more than {MAX_BLANK} empty lines in a row')
+        if not blank:
             try:
-                yield f'{path}:{number}', json.loads(line.strip())
-            except json.JSONDecodeError as error:
+                yield f'{path}:{number}', parse(line.strip())
+            except JsonError as error:
                 yield f'{path}:{number}', error
+
+
+def _whole(path: pathlib.Path, file: TextIO, most: int | None) -> str:
+    """All of a file, if it is not too large to be read at once."""
+    limit = MAX_WHOLE if most is None else min(most, MAX_WHOLE)
+    text = file.read(limit + 1)
+    if len(text) <= limit:
+        return text
+    if limit == most:
+        raise _too_much(path, most)
+    raise DataError(
+        f'{path}: more than {MAX_WHOLE} characters in one JSON list; write a record a line '
+        'to a .jsonl file, which is read line by line'
+    )
+
+
+def _too_much(path: pathlib.Path, most: int) -> DataError:
+    return DataError(
+        f'{path}: holds more than {most} characters, {MAX_EXPANSION} times its size, which '
+        'text never does; if you trust it, decompress it first'
+    )
 
 
 def _json_list(path: pathlib.Path, text: str) -> list[Any]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse(text)
+    except JsonError as error:
         hint = '; name a file of one record a line .jsonl' if '\n{' in text else ''
-        raise DataError(f'{path}: not JSON: {error}{hint}') from error
+        raise DataError(f'{path}: {error}{hint}') from error
     if not isinstance(value, list):
         raise DataError(f'{path}: expected a list of records, found {type(value).__name__}')
     return value
+
+
+def _rows(path: pathlib.Path) -> Iterator[Record]:
+    found = _from_disk(path)
+    try:
+        yield from found
+    except Exception as error:  # Arrow raises many kinds over a damaged file
+        raise DataError(f'{path}: cannot be read: {error}') from error
 
 
 def _from_disk(path: pathlib.Path) -> Any:
     try:
         with _no_progress_bars():
             found = datasets.load_from_disk(str(path))
-    except FileNotFoundError as error:
+    except Exception as error:  # JSON, features and Arrow files, each of which may be bad
         raise DataError(
-            f'{path}: expected a folder written by datasets.save_to_disk: {error}'
+            f'{path}: expected a folder written by datasets.save_to_disk: '
+            f'{type(error).__name__}: {error}'
         ) from error
     if isinstance(found, datasets.DatasetDict):
         if len(found) != 1:

@@ -8,6 +8,8 @@ from typing import Any
 
 import urllib3
 
+from epa_jax.strict_json import parse
+
 # Throttled, overloaded or restarting; other errors would only be repeated.
 RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})
 # Of the key, the account or the address: every other request would fail likewise.
@@ -124,7 +126,7 @@ class Endpoint:
 
     def _text(self, data: bytes) -> str:
         try:
-            text = json.loads(data)['choices'][0]['message']['content']
+            text = parse(data.decode('utf-8'))['choices'][0]['message']['content']
         except (ValueError, LookupError, TypeError):
             text = data
         if not isinstance(text, str | None):

@@ -17,6 +17,7 @@ from epa_jax.data.sources import DataError
 from epa_jax.evals.bootstrap import Interval, mean_interval
 from epa_jax.evals.chat import RequestError
 from epa_jax.evals.matching import Pair
+from epa_jax.strict_json import parse
 
 # Asks for what AlpacaEval does, the response that people would rather have, but allows a
 # tie and wants the reason first.
@@ -152,7 +153,7 @@ class Judgments:
 
     def _read(self, origin: str, line: bytes) -> None:
         try:
-            record = json.loads(line)
+            record = parse(line.decode('utf-8'))
             key, kind = record['key'], 'error' if 'error' in record else 'answer'
             text = record[kind]
         except (ValueError, LookupError, TypeError):

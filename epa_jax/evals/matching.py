@@ -1,11 +1,11 @@
 """Response files of two policies, matched by prompt."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from epa_jax.data.layouts import RecordError, prompt_of
 from epa_jax.data.sources import DataError, records
+from epa_jax.strict_json import JsonError
 from epa_jax.types import Message
 
 
@@ -93,8 +93,8 @@ def _read(source: str) -> dict[str, _Answers]:
 
 
 def _prompt_and_texts(record: Any) -> tuple[str, list[str]]:
-    if isinstance(record, json.JSONDecodeError):
-        raise RecordError(f'not JSON: {record.msg} (column {record.colno})')
+    if isinstance(record, JsonError):
+        raise RecordError(str(record))
     if not isinstance(record, Mapping):
         raise RecordError(f'expected an object, found {type(record).__name__}')
     alpaca = 'instruction' in record

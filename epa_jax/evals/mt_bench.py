@@ -19,6 +19,7 @@ from epa_jax.data.prompts import Prompt, encode_prompts
 from epa_jax.data.sources import DataError, records
 from epa_jax.evals.responding import Responder, Response
 from epa_jax.schema import DataConfig
+from epa_jax.strict_json import JsonError
 from epa_jax.types import Message
 
 TEMPERATURES: Mapping[str, float] = {
@@ -113,8 +114,8 @@ def read_questions(source: str, limit: int = 0) -> list[Question]:
 
 
 def _question(record: Any, origin: str) -> Question:
-    if isinstance(record, json.JSONDecodeError):
-        raise RecordError(f'not JSON: {record.msg} (column {record.colno})')
+    if isinstance(record, JsonError):
+        raise RecordError(str(record))
     if not isinstance(record, Mapping):
         raise RecordError(f'expected an object, found {type(record).__name__}')
     id_, category = record.get('question_id'), record.get('category')

@@ -1,7 +1,6 @@
 """Where responses end: tokens, and texts that no single token need be."""
 
 import bisect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from epa_jax.evals.generation import Stop
+from epa_jax.formats.files import read_json
+from epa_jax.formats.names import FormatError
 
 
 def stop_ids(
@@ -26,8 +27,11 @@ def stop_ids(
     for folder in (model, model / 'export'):
         path = folder / 'generation_config.json'
         if path.is_file():
-            known = json.loads(path.read_text('utf-8')).get('eos_token_id') or []
-            found += known if isinstance(known, list) else [known]
+            known = read_json(path).get('eos_token_id') or []
+            known = known if isinstance(known, list) else [known]
+            if not all(type(id_) is int and 0 <= id_ < 2**31 for id_ in known):
+                raise FormatError(f'{path}: eos_token_id: expected token ids')
+            found += known
     named = [special_token(tokenizer, text) for text in texts]
     return tuple(dict.fromkeys([*found, *(id_ for id_ in named if id_ is not None)]))
 

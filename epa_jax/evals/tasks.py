@@ -1,13 +1,13 @@
 """Questions that are answered by the likeliest of given texts."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from epa_jax.data.sources import DataError, records
+from epa_jax.strict_json import JsonError
 
 KINDS = (
     'query, choices and gold; context_options, continuation and gold; or context and '
@@ -111,8 +111,8 @@ def _some(questions: Sequence[Question], limit: int, seed: int) -> tuple[Questio
 
 
 def _question(record: Any, delimiter: str | None, origin: str) -> Question:
-    if isinstance(record, json.JSONDecodeError):
-        raise DataError(f'{origin}: not JSON: {record.msg} (column {record.colno})')
+    if isinstance(record, JsonError):
+        raise DataError(f'{origin}: {record}')
     if not isinstance(record, dict):
         raise DataError(f'{origin}: expected an object, found {type(record).__name__}')
     pairs = _pairs(record, origin)

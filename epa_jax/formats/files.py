@@ -1,12 +1,14 @@
 """What the folder formats share: strict JSON, and weights in one file or in shards."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from epa_jax.formats.assemble import StoredTensor
 from epa_jax.formats.names import FormatError
+from epa_jax.strict_json import JsonError, parse, shown
+
+MAX_JSON = 1 << 28  # bytes; a tokenizer.json takes up to about 2**25
 
 
 def folder_tensors(
@@ -50,11 +52,34 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(shards, dict) or not shards:
         raise FormatError(f'{path}: weight_map is missing; expected tensor -> file')
     for name, file in shards.items():
-        if not isinstance(file, str) or Path(file).name != file or file in ('', '.', '..'):
+        if not _is_name(file):
             raise FormatError(
-                f'{path}: tensor {name} is in {file!r}; expected a file name in the folder'
+                f'{path}: tensor {name} is in {shown(file)}; expected a file name in the '
+                'folder'
             )
     return shards
+
+
+def _is_name(file: Any) -> bool:
+    """Whether it names a file of the same folder, on any system."""
+    if not isinstance(file, str) or file in ('', '.', '..') or len(file) > 255:
+        return False
+    return not any(mark in file for mark in ('/', '\\', '\0', ':'))
+
+
+def check_path(path: Path) -> None:
+    """Refuses a path that the system will not even look for.
+
+    Raises:
+      FormatError: such as a name that is far too long.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FormatError(f'{shown(str(path))}: cannot be looked for: {reason}') from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -64,6 +89,9 @@ def read_json(path: Path) -> dict[str, Any]:
       FormatError: unreadable, not JSON, or not an object.
     """
     try:
+        size = path.stat().st_size
+        if not path.is_file() or size > MAX_JSON:
+            raise FormatError(f'{path}: expected a file of at most {MAX_JSON} bytes')
         text = path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f'{path}: cannot be read: {error}') from None
@@ -82,9 +110,9 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
         return out
 
     try:
-        value = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f'{origin}: not valid JSON: {error}') from None
+        value = parse(text, unique)
+    except JsonError as error:
+        raise FormatError(f'{origin}: {error}') from None
     if not isinstance(value, dict):
         raise FormatError(f'{origin}: expected a JSON object')
     return value

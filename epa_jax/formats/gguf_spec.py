@@ -9,6 +9,7 @@ from epa_jax.formats.gguf_file import GgufFile
 from epa_jax.formats.names import FormatError
 from epa_jax.models import rope
 from epa_jax.models.spec import ModelSpec, RopeScaling, check_spec
+from epa_jax.strict_json import shown
 
 _PREFIX = 'llama.'
 _DEFAULT_ROPE_THETA = 10000.0
@@ -53,9 +54,11 @@ class _Metadata:
                 raise self.error(f'metadata {_PREFIX}{key} is missing')
             return absent
         value = self._left.pop(key)
-        if type(value) is not kind or not 0 < value < float('inf'):
+        most = 2**31 - 1 if kind is int else float(np.finfo(np.float32).max)
+        if type(value) is not kind or not 0 < value <= most:
             raise self.error(
-                f'metadata {_PREFIX}{key}={value!r}: expected a positive {kind.__name__}'
+                f'metadata {_PREFIX}{key}={shown(value)}: expected a positive '
+                f'{kind.__name__}, at most {most:g}'
             )
         return value
 
@@ -65,7 +68,8 @@ class _Metadata:
                 continue
             expected = _FIXED[key][0] if key in _FIXED else 'no such key'
             raise self.error(
-                f'metadata {_PREFIX}{key}={value!r} is not implemented; expected {expected}'
+                f'metadata {_PREFIX}{key}={shown(value)} is not implemented; expected '
+                f'{expected}'
             )
 
 
@@ -120,18 +124,18 @@ def _check_general(file: GgufFile) -> None:
     architecture = file.metadata.get('general.architecture')
     if architecture != 'llama':
         raise FormatError(
-            f"{file.path}: general.architecture={architecture!r}; expected 'llama' (LLaMA "
-            'and Mistral models)'
+            f"{file.path}: general.architecture={shown(architecture)}; expected 'llama' "
+            '(LLaMA and Mistral models)'
         )
     if file.metadata.get('general.type', 'model') != 'model':
         raise FormatError(
-            f'{file.path}: general.type={file.metadata["general.type"]!r}; expected a '
-            'model, adapters must be merged first'
+            f'{file.path}: general.type={shown(file.metadata["general.type"])}; expected '
+            'a model, adapters must be merged first'
         )
     if file.metadata.get('split.count', 1) not in (0, 1):
         raise FormatError(
-            f'{file.path}: one of {file.metadata["split.count"]} parts; join them with '
-            'llama-gguf-split --merge'
+            f'{file.path}: one of {shown(file.metadata["split.count"])} parts; join them '
+            'with llama-gguf-split --merge'
         )
 
 

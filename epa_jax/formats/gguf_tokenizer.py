@@ -17,9 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from epa_jax.formats.gguf_file import GgufFile
 from epa_jax.formats.names import FormatError
+from epa_jax.strict_json import shown
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 _SPACE = '▁'
+MAX_TOKEN = 4096  # characters
 
 _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -84,7 +86,8 @@ def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     elif kind == 'llama':
         tokenizer = _sentencepiece(file)
     else:
-        raise _error(file, f"tokenizer.ggml.model={kind!r}: expected 'gpt2' or 'llama'")
+        message = f"tokenizer.ggml.model={shown(kind)}: expected 'gpt2' or 'llama'"
+        raise _error(file, message)
     tokens = _list(file, 'tokens', str)
     _add_special(tokenizer, tokens, _list(file, 'token_type', int, len(tokens)))
     if tokenizer.get_vocab_size() != len(tokens):
@@ -92,6 +95,8 @@ def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     special = _special_tokens(file, tokens)
     _add_bos_eos(file, tokenizer, special)
     template = file.metadata.get('tokenizer.chat_template')
+    if template is not None and not isinstance(template, str):
+        raise _error(file, f'tokenizer.chat_template={shown(template)}: expected text')
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template,
@@ -139,9 +144,9 @@ def _byte_level(file: GgufFile) -> Tokenizer:
 
 def _words(file: GgufFile) -> _Words:
     name = file.metadata.get('tokenizer.ggml.pre')
-    if name not in _WORDS:
+    if not isinstance(name, str) or name not in _WORDS:
         raise _error(
-            file, f'tokenizer.ggml.pre={name!r}: expected one of {", ".join(_WORDS)}'
+            file, f'tokenizer.ggml.pre={shown(name)}: expected one of {", ".join(_WORDS)}'
         )
     return _WORDS[name]
 
@@ -149,6 +154,9 @@ def _words(file: GgufFile) -> _Words:
 def _sentencepiece(file: GgufFile) -> Tokenizer:
     """SentencePiece's byte-pair encoding: the pair with the best score merges first."""
     tokens = _list(file, 'tokens', str)
+    longest = max(map(len, tokens), default=0)
+    if longest > MAX_TOKEN:  # all cuts of a token are looked up
+        raise _error(file, f'tokenizer.ggml.tokens: one of {longest} characters')
     scores = _list(file, 'scores', float, len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     types = _list(file, 'token_type', int, len(tokens))

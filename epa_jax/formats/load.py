@@ -110,6 +110,7 @@ def load_spec(path: str | Path) -> ModelSpec:
       FormatError, SpecError, StorageError: as `load_model`.
     """
     path = storage.local(path)
+    files.check_path(path)
     if peft.is_adapter(path):
         path = peft.open_chain(path)[-1].base
     return detect(path).spec(path)
@@ -136,11 +137,14 @@ def load_model(
       StorageError: a bucket that cannot be read.
     """
     path = storage.local(path)
+    files.check_path(path)
     if peft.is_adapter(path):
         return _load_adapted(path, param_dtype, shardings)
     fmt = detect(path)
     spec = fmt.spec(path)
     tensors = fmt.tensors(path)
+    if not tensors:
+        raise FormatError(f'{path}: the weights hold no tensor; download them again')
     return spec, assemble.assemble(spec, fmt.names, tensors, param_dtype, shardings)
 
 

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 from epa_jax import storage
 from epa_jax.formats import safetensors
 from epa_jax.formats.assemble import StoredTensor, fill
-from epa_jax.formats.files import read_json
+from epa_jax.formats.files import check_path, read_json
 from epa_jax.formats.names import HUGGING_FACE, FormatError, Layout, Slot
 from epa_jax.models.lora import DOWN, MATRICES, UP, Lora, abstract_adapters
 from epa_jax.models.spec import ModelSpec
+from epa_jax.strict_json import shown
 from epa_jax.types import Params
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
+MAX_RANK, MAX_ALPHA = 1 << 20, 1e9
 _ENDS = {DOWN: 'lora_A', UP: 'lora_B'}
 _TENSOR = re.compile(r'.*\.(\w+)_proj\.lora_[AB]\.weight')
 
@@ -153,17 +155,24 @@ def _check(path: Path, config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key in _ALLOWED and value not in _ALLOWED[key]:
             known = ', '.join(map(repr, _ALLOWED[key]))
-            raise FormatError(f'{path}: {key}={value!r}: expected one of {known}')
+            message = f'{key}={shown(value)}: expected one of {known}'
+            raise FormatError(f'{path}: {message}')
         if key not in _IRRELEVANT and key not in _ALLOWED and value not in _EMPTY:
             raise FormatError(
-                f'{path}: {key}={value!r} is not read here; merge the adapter with PEFT '
-                '(merge_and_unload) and use the merged model'
+                f'{path}: {key}={shown(value)} is not read here; merge the adapter with '
+                'PEFT (merge_and_unload) and use the merged model'
             )
-    rank, alpha = config.get('r'), config.get('lora_alpha')
-    if type(rank) is not int or rank < 1:
-        raise FormatError(f'{path}: r={rank!r}: expected a whole number from 1')
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not alpha > 0:
-        raise FormatError(f'{path}: lora_alpha={alpha!r}: expected a number above 0')
+    rank, alpha = config.get('r'), config.get('lora_alpha', 0)
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
+        raise FormatError(
+            f'{path}: r={shown(rank)}: expected a whole number from 1 to {MAX_RANK}'
+        )
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not 0 < alpha <= MAX_ALPHA:
+        raise FormatError(
+            f'{path}: lora_alpha={shown(alpha)}: expected a number above 0, at most '
+            f'{MAX_ALPHA:g}'
+        )
 
 
 def _base(folder: Path, config: dict[str, Any]) -> Path:
@@ -172,9 +181,10 @@ def _base(folder: Path, config: dict[str, Any]) -> Path:
         return storage.local(name)
     if isinstance(name, str) and name:
         for path in (Path(name), folder / name):
+            check_path(path)
             if path.exists():
                 return path
     raise FormatError(
-        f'{folder / CONFIG}: base_model_name_or_path={name!r}: no such model on this '
+        f'{folder / CONFIG}: base_model_name_or_path={shown(name)}: no such model on this '
         'machine; set it to the folder or .gguf file that the adapter was trained on'
     )

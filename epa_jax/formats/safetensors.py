@@ -17,6 +17,7 @@ import numpy as np
 from epa_jax.formats.assemble import StoredTensor
 from epa_jax.formats.files import folder_tensors, parse_json
 from epa_jax.formats.names import FormatError
+from epa_jax.strict_json import shown
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -65,8 +66,8 @@ def _check_offsets(path: Path, header: dict[str, Any], size: int) -> None:
     for name, entry in header.items():
         if not _well_formed(entry):
             raise FormatError(
-                f'{path}: tensor {name} has the malformed entry {entry!r}; expected dtype, '
-                'shape and data_offsets'
+                f'{path}: tensor {name} has the malformed entry {shown(entry)}; expected '
+                'dtype, shape and data_offsets'
             )
         spans.append((*entry['data_offsets'], name))
     end = 0
@@ -88,6 +89,8 @@ def _well_formed(entry: Any) -> bool:
     if not isinstance(entry, dict) or set(entry) != {'dtype', 'shape', 'data_offsets'}:
         return False
     shape, offsets = entry['shape'], entry['data_offsets']
+    if not isinstance(entry['dtype'], str):
+        return False
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         return False
     return all(type(n) is int and n >= 0 for n in shape + offsets)

@@ -6,11 +6,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from epa_jax import storage
-from epa_jax.formats.files import read_json
+from epa_jax.formats.files import check_path, read_json
 from epa_jax.formats.gguf_file import open_gguf
 from epa_jax.formats.gguf_tokenizer import build_tokenizer
 from epa_jax.formats.names import FormatError
-from epa_jax.formats.peft import is_adapter, open_adapter
+from epa_jax.formats.peft import is_adapter, open_chain
 from epa_jax.models.spec import ModelSpec
 
 
@@ -30,17 +30,23 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
       StorageError: a bucket that cannot be read.
     """
     path = storage.local(path)
+    check_path(path)
     if path.suffix == '.gguf' and path.is_file():
         return build_tokenizer(open_gguf(path))
     if not path.is_dir():
         raise FormatError(f'{path}: expected a folder with tokenizer.json, or a .gguf file')
     if not (path / 'tokenizer.json').is_file() and is_adapter(path):
-        return load_tokenizer(open_adapter(path).base)
+        chain = [adapter.base for adapter in open_chain(path)]
+        own = [base for base in chain if (base / 'tokenizer.json').is_file()]
+        return load_tokenizer((own or chain[-1:])[0])
     if not (path / 'tokenizer.json').is_file():
         raise FormatError(f'{path}: tokenizer.json is missing; {_remedy(path)}')
     read_json(path / 'tokenizer.json')
     try:
-        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        found = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        for special in (False, True):  # some values show that they are bad when used
+            found(['a'], add_special_tokens=special)
+        return found
     except Exception as error:  # the tokenizers library raises bare Exception
         raise FormatError(f'{path}/tokenizer.json: cannot be read: {error}') from error
 

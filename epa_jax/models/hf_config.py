@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from epa_jax.models.spec import ModelSpec, RopeScaling, SpecError, check_spec
+from epa_jax.strict_json import shown
 
 _CLASSES = {'llama': 'LlamaForCausalLM', 'mistral': 'MistralForCausalLM'}
 
@@ -18,6 +19,7 @@ _WHEN_ABSENT: dict[str, dict[str, Any]] = {
 _MISTRAL_WINDOW = 4096
 _ROPE_THETA = 10000.0
 _NORM_EPS = 1e-6
+_MOST = {int: 2**31 - 1, float: 1e30}
 
 # Keys that would change the model, with the values at which they do not.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -92,11 +94,13 @@ class _Keys:
         value = self._left.pop(key)
         if value is None and (null or absent is None):
             return None
+        number = kind in (int, float)
+        if number and type(value) in (int, kind) and not 0 < value <= _MOST[kind]:
+            raise self.error(f'{key}={shown(value)}: expected {_words(kind)}')
         if kind is float and type(value) is int:
             value = float(value)
-        number = kind in (int, float)
-        if type(value) is not kind or (number and not 0 < value < float('inf')):
-            raise self.error(f'{key}={value!r}: expected {_words(kind)}')
+        if type(value) is not kind:
+            raise self.error(f'{key}={shown(value)}: expected {_words(kind)}')
         return value
 
     def require(self, fixed: Mapping[str, tuple[Any, ...]]) -> None:
@@ -105,7 +109,7 @@ class _Keys:
             value = self._left.pop(key, allowed[0])
             if value not in allowed:
                 raise self.error(
-                    f'{key}={value!r} is not implemented, only {allowed[0]!r}; use a '
+                    f'{key}={shown(value)} is not implemented, only {allowed[0]!r}; use a '
                     'checkpoint that was made with that value'
                 )
 
@@ -113,15 +117,19 @@ class _Keys:
         """Refuses keys that nobody took."""
         unknown = {k: v for k, v in self._left.items() if k not in ignored}
         if unknown:
-            shown = ', '.join(f'{k}={v!r}' for k, v in sorted(unknown.items()))
+            some = sorted(unknown.items())[:8]
+            listed = ', '.join(f'{k}={shown(v)}' for k, v in some)
             raise self.error(
-                f'unknown {shown}; expected none, because it may change the model. Remove '
+                f'unknown {listed}; expected none, because it may change the model. Remove '
                 'it from the file if you know that it does not'
             )
 
 
 def _words(kind: type) -> str:
-    positive = {int: 'a positive integer', float: 'a positive number'}
+    positive = {
+        int: f'a positive integer up to {_MOST[int]}',
+        float: f'a positive number up to {_MOST[float]:g}',
+    }
     return positive.get(kind, f'a {kind.__name__}')
 
 
@@ -144,7 +152,8 @@ def spec_from_hf(config: Mapping[str, Any], origin: str) -> ModelSpec:
     keys = _Keys(config, origin)
     model_type = keys.take('model_type', str)
     if model_type not in _CLASSES:
-        raise keys.error(f'model_type={model_type!r}: expected one of {sorted(_CLASSES)}')
+        known = sorted(_CLASSES)
+        raise keys.error(f'model_type={shown(model_type)}: expected one of {known}')
     keys.require({'architectures': ([_CLASSES[model_type]], None)})
     keys.require(_FIXED | _FIXED_BY_TYPE[model_type])
     absent = _WHEN_ABSENT[model_type]

@@ -65,6 +65,9 @@ class ModelSpec:
     max_positions: int
 
 
+MAX_LAYERS = 10_000
+
+
 class SpecError(ValueError):
     """An architecture this package does not implement; the message says what to do."""
 
@@ -73,9 +76,11 @@ def check_spec(spec: ModelSpec, origin: str) -> None:
     """Refuses sizes that contradict one another.
 
     Raises:
-      SpecError: heads that do not divide, an odd head width, or an empty blend of
-        rotary frequencies.
+      SpecError: heads that do not divide, an odd head width, an empty blend of rotary
+        frequencies, or more layers than any model has.
     """
+    if spec.n_layers > MAX_LAYERS:  # whose tensors are listed one by one
+        raise SpecError(f'{origin}: {spec.n_layers} layers; expected at most {MAX_LAYERS}')
     if spec.n_heads % spec.n_kv_heads:
         raise SpecError(
             f'{origin}: {spec.n_heads} query heads cannot share {spec.n_kv_heads} '

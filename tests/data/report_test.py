@@ -48,7 +48,7 @@ def test_streams_are_counted_and_shown():
         sequences=4,
         train=[example([1, 2], [[3, 4]]), example([1], [[5]])],
         held_out=[example([1], [[6]])],
-        read=[ReadReport('texts.jsonl', read=4)],
+        read=[ReadReport('train.jsonl', read=4)],  # also that of the preference data
         tokenised=kept,
         held_out_tokenised=TokeniseReport(kept=1, truncated_prompts=1),
     )
@@ -57,12 +57,15 @@ def test_streams_are_counted_and_shown():
     found = report['streams']['sft']
     assert (found['sequences'], found['tokens']['total'], found['epochs']) == (2, 6, 6.0)
     assert found['tokens_per_step'] == 12.0
-    assert report['read']['texts.jsonl'] == 4
+    found = [(r['source'], r['group'], r['examples']) for r in report['read']]
+    assert found == [('train.jsonl', 'data', 4), ('train.jsonl', 'sft', 4)]
     alone = data_report(datasets, Mixture(pipeline(TRAIN)), 3, 10)
     tokens = alone['compute']['tokens_per_step'] + 12.0
     assert report['compute']['tokens_per_step'] == pytest.approx(tokens)
     text = render(report)
     for line in (
+        'read       4 examples from train.jsonl\n',
+        'read       4 examples from train.jsonl (sft)\n',
         '2 sequences, median 3 tokens, 4 a step (6.00 epochs), weight 0.5; 1 held out',
         '1 examples dropped: its prompt is held out (first x:3)',
         '1 responses truncated, EOS lost',
@@ -101,11 +104,16 @@ def reported():
 
 def test_counts_by_hand():
     report = reported()
-    assert report['read'] == {'train.jsonl': 9, 'test.jsonl': 1}
-    assert report['skipped_lines'] == {
-        'train.jsonl': {'chosen is missing': {'count': 2, 'first': 'train.jsonl:4'}},
-        'test.jsonl': {},
-    }
+    skipped = {'chosen is missing': {'count': 2, 'first': 'train.jsonl:4'}}
+    assert report['read'] == [
+        {
+            'source': 'train.jsonl',
+            'group': 'data',
+            'examples': 9,
+            'skipped_lines': skipped,
+        },
+        {'source': 'test.jsonl', 'group': 'data', 'examples': 1, 'skipped_lines': {}},
+    ]
     train = report['train']
     assert train['examples'] == 4
     assert train['duplicate_prompts'] == 1

@@ -150,7 +150,7 @@ def test_bad_lines_are_skipped_and_counted_by_reason(tmp_path):
     ('name', 'content', 'message'),
     [
         ('d.jsonl', b'', r'd\.jsonl: no examples; 0 bad lines'),
-        ('d.jsonl', b'\xff\xfe', r'd\.jsonl: cannot be read: .*utf-8'),
+        ('d.jsonl', b'\xff\xfe', r'd\.jsonl:1: not UTF-8: byte 0xff at character 1'),
         ('d.jsonl.gz', b'plain', r'd\.jsonl\.gz: cannot be read: .*gzip'),
         (
             'd.jsonl.gz',

@@ -169,7 +169,7 @@ def test_stories_model_writes_english(shared_data):
         ([], 'expected a folder with config.json'),
         (['pytorch_model.bin'], 'only pickled PyTorch weights'),
         (['pytorch_model-00001-of-00002.bin'], 'only pickled PyTorch weights'),
-        (['adapter_config.json'], r'adapter_config.json: not valid JSON'),
+        (['adapter_config.json'], r'adapter_config.json: not JSON'),
         (['a.gguf'], 'name the .gguf file in it: a.gguf'),
         (['model.safetensors'], 'config.json is missing'),
     ],

@@ -88,9 +88,9 @@ def test_writer_refuses_what_was_not_announced(tmp_path):
         ({'a': 3}, b'', 'tensor a has the malformed entry 3'),
         (b'{"a": 1, "a": 2}', b'', 'a is there twice'),
         (b'[]', b'', 'expected a JSON object'),
-        (b'{', b'', 'not valid JSON'),
+        (b'{', b'', 'not JSON'),
         (b'\xff{}', b'', 'cannot be read'),
-        (b'[' * 100_000, b'', 'not valid JSON'),
+        (b'[' * 100_000, b'', 'not JSON'),
     ],
 )
 def test_refuses(tmp_path, header, data, message):

@@ -267,7 +267,7 @@ def test_saved_files_open_with_transformers(tmp_path, pieces):
     [
         ({}, 'tokenizer.json is missing; copy the tokenizer files beside the weights'),
         ({'tokenizer.model': ''}, 'tokenizer.json is missing; convert the older'),
-        ({'tokenizer.json': '{'}, 'not valid JSON'),
+        ({'tokenizer.json': '{'}, 'not JSON'),
         ({'tokenizer.json': '{"model": {"type": "x"}}'}, 'cannot be read'),
     ],
 )

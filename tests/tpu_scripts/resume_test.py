@@ -47,10 +47,11 @@ def test_resume_makes_a_slice_that_was_taken_away_anew(cloud):
     lib.check_flags(deleted)
 
 
-def test_resume_runs_again_where_the_run_left_with_75(cloud):
+@pytest.mark.parametrize('codes', [('75', '134'), ('134', '134'), ('1', '75')])
+def test_resume_runs_again_where_the_run_left_with_75_or_134(cloud, codes):
     cloud.answer(
         describe=[state('ACTIVE')],
-        ssh_status=[workers('none', 'none'), workers('75', '134'), workers('0', '0')],
+        ssh_status=[workers('none', 'none'), workers(*codes), workers('0', '0')],
     )
     _, error = cloud.run(*RESUME, '--', *TRAIN)
     assert 'preempted (0 times before)' in error

@@ -9,6 +9,7 @@ import sysconfig
 
 import pytest
 
+from epa_jax.interrupt import RUN_AGAIN
 from tests.tpu_scripts.cloud import SCRIPTS, Cloud, check_flags, printed
 
 FILES = sorted(SCRIPTS.glob('*.sh'))
@@ -78,3 +79,8 @@ def test_commands_of_the_page_run_dry(line, tmp_path):
     for called in printed(out):
         if called[0] in ('gcloud', 'xpk', 'kubectl'):
             check_flags(called)
+
+
+def test_scripts_and_trainer_agree_on_the_code_that_asks_to_be_run_again():
+    lib = (SCRIPTS / 'lib.sh').read_text('utf-8')
+    assert f'PREEMPTED={RUN_AGAIN} ' in lib
