@@ -5,6 +5,7 @@ import datetime
 import json
 import logging
 import pathlib
+import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class LenientHandler(logging.FileHandler):
+    """A full disk must not hide what ends a run: it costs lines of the log, no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lines that cannot be written are dropped; other errors are shown as ever."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Closes the file, whether what is left can be written or not."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def process_log(folder: pathlib.Path) -> Iterator[None]:
     """Adds this package's log to the file of this process, and an error that ends it.
@@ -42,7 +57,7 @@ def process_log(folder: pathlib.Path) -> Iterator[None]:
     """
     path = folder / 'logs' / f'process_{jax.process_index()}.jsonl'
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding='utf-8')
+    handler = LenientHandler(path, encoding='utf-8')
     handler.setFormatter(JsonFormatter())
     own = logging.getLogger('epa_jax')
     own.addHandler(handler)

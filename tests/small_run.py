@@ -93,3 +93,13 @@ def with_keys(out, changes):
 def changed(run, **changes):
     """A run configuration with top-level fields replaced."""
     return dataclasses.replace(run, **changes)
+
+
+def same_again(metrics):
+    """Metrics without those that are of the clock or of the machine."""
+    timed = ('step_seconds', 'tokens_per_second', 'goodput')
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in timed and not name.startswith('memory/')
+    }

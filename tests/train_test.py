@@ -159,7 +159,7 @@ def test_the_guard_stops_a_policy_that_is_not_its_reference(folder, monkeypatch)
 
 def test_updates_that_are_never_finite_stop_the_run(folder):
     run = small_run.config(
-        folder, 'nan', optim__lr=1e38, optim__clip_norm=0.0, max_bad_steps=2
+        folder, 'nan', optim__lr=1e30, optim__clip_norm=0.0, max_bad_steps=2
     )
     with pytest.raises(TrainingError, match='not finite in 2 updates'):
         train(run)

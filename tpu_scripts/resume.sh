@@ -44,8 +44,8 @@ have_slice() {
   return 1
 }
 
-# Sets RUNNING and ENDED (numbers of workers), CODE_SEEN (a failing exit code, 75 before
-# others, or 0) and LOST (workers that know of no run). Returns 1 if one does not answer.
+# Sets RUNNING and ENDED (numbers of workers), CODE_SEEN (an exit code: that of a failure,
+# else 75 or 134, else 0) and LOST (workers that know of no run). Returns 1 if one does not answer.
 look() {
   local report line state
   RUNNING=0 ENDED=0 CODE_SEEN=0 LOST=0
@@ -63,7 +63,9 @@ look() {
       none | killed) LOST=$((LOST + 1)) ;;
       *)
         ENDED=$((ENDED + 1))
-        if [ "$state" != 0 ] && ! goes_on "$CODE_SEEN"; then CODE_SEEN=$state; fi
+        if [ "$state" != 0 ] && { [ "$CODE_SEEN" = 0 ] || goes_on "$CODE_SEEN"; }; then
+          CODE_SEEN=$state # a failure counts for more than what it did to the others
+        fi
         ;;
     esac
   done <<<"$report"
