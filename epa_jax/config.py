@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_dict
 from epa_jax import storage
 from epa_jax.limits import CHOICES, LINEAR, LOCAL, PLACES, RANGES
 from epa_jax.schema import RunConfig
-from epa_jax.strict_json import JsonError, check_text, shown
+from epa_jax.strict_json import JsonError, brief, check_text, shown
 
 MAX_TEXT = 1 << 20  # characters of a value
 MAX_NUMBER: dict[type, float] = {bool: 1, int: 2**32 - 1, float: 1e30}
@@ -255,7 +255,7 @@ def parse(key: str, text: str, prefix: str = '') -> Any:
         return text.lower() in ('true', '1', 't')
     except ValueError:
         raise ConfigError(
-            f'{prefix}{key}={shown(text)}: expected {value_type.__name__}'
+            f'{prefix}{key}={brief(text)}: expected {value_type.__name__}'
         ) from None
 
 

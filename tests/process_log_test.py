@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from epa_jax.process_log import process_log
+from epa_jax.process_log import JsonFormatter, process_log
 
 
 def lines(folder, process=0):
@@ -23,15 +23,23 @@ def log():
 
 def test_records_are_objects_with_their_extras(tmp_path, log):
     with process_log(tmp_path):
-        log.info('step %d of %s', 3, 'a\nb \ud800', extra={'step': 3, 'path': tmp_path})
+        log.info('step %d of %s', 3, 'a\nb', extra={'step': 3, 'path': tmp_path})
         log.warning('late')
     log.warning('after the run')
     first, second = lines(tmp_path)
-    assert first['message'] == 'step 3 of a\nb \ud800'
+    assert first['message'] == 'step 3 of a\nb'
     assert (first['level'], first['logger']) == ('INFO', 'epa_jax.somewhere')
     assert (first['process'], first['step'], first['path']) == (0, 3, str(tmp_path))
     assert first['time'].endswith('+00:00')
     assert second['message'] == 'late'
+
+
+def test_a_line_holds_what_no_file_could():
+    record = logging.makeLogRecord({'msg': 'half \ud800 of %s', 'args': ('a\npair',)})
+    line = JsonFormatter().format(record)
+    assert line.isascii()
+    assert '\n' not in line
+    assert json.loads(line)['message'] == 'half \ud800 of a\npair'
 
 
 def test_a_resumed_run_adds_to_its_log(tmp_path, log):

@@ -11,7 +11,15 @@ from pathlib import Path
 
 WROTE: set[str] = set()
 UNPICKLED: set[str] = set()
-CHANGES = {'os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.truncate', 'os.link'}
+# event -> for each of its first arguments, paths, where the folder's descriptor stands
+CHANGES = {
+    'os.remove': (1,),
+    'os.rmdir': (1,),
+    'os.mkdir': (2,),
+    'os.rename': (2, 3),
+    'os.link': (2, 3),
+    'os.symlink': (2,),
+}
 
 
 def listen(event: str, args: tuple) -> None:
@@ -19,10 +27,18 @@ def listen(event: str, args: tuple) -> None:
         path, _, flags = args
         if isinstance(path, str | bytes) and (flags or 0) & (os.O_WRONLY | os.O_RDWR):
             WROTE.add(os.path.abspath(os.fsdecode(path)))
-    elif event in CHANGES and isinstance(args[0], str | bytes):
-        WROTE.add(os.path.abspath(os.fsdecode(args[0])))
+    elif event in CHANGES:
+        for path, place in zip(args, CHANGES[event], strict=False):
+            if isinstance(path, str | bytes):
+                WROTE.add(located(os.fsdecode(path), args[place]))
     elif event == 'pickle.find_class':
         UNPICKLED.add('.'.join(args))
+
+
+def located(path: str, folder: int) -> str:
+    """A path in an open folder, or in the current one where `folder` is -1."""
+    base = os.getcwd() if folder == -1 else os.readlink(f'/proc/self/fd/{folder}')
+    return os.path.normpath(os.path.join(base, path))
 
 
 def main() -> None:
