@@ -173,9 +173,9 @@ def test_every_key_is_documented(config_class):
         ('--config.optim.learning_rate=1', r'optim\.learning_rate: no such key'),
         ('--config.lr=1e-6', r'--config\.lr: no such key; did you mean optim\.lr\?'),
         ('--config.optim=1', r'a group of keys'),
-        ('--config.steps=1.5', r"steps='1\.5': expected int"),
-        ('--config.loss.beta=high', r"loss\.beta='high': expected float"),
-        ('--config.export=maybe', r"export='maybe': expected bool"),
+        ('--config.steps=1.5', r'steps=1\.5: expected int'),
+        ('--config.loss.beta=high', r'loss\.beta=high: expected float'),
+        ('--config.export=maybe', r'export=maybe: expected bool'),
     ],
 )
 def test_bad_flags_are_refused_before_anything_runs(flag, message):
