@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests import small_run
 from tests.processes import command
 from tests.processes.killed import EVERY
 
@@ -37,11 +38,7 @@ def lives(folder):
 
 
 def story(folder, name):
-    lines = (folder / name / 'metrics.jsonl').read_text().splitlines()
-    measured = ('step_seconds', 'tokens_per_second')
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in measured} for line in lines
-    ]
+    return small_run.computed((folder / name / 'metrics.jsonl').read_text())
 
 
 def test_the_model_is_that_of_an_uninterrupted_run(folder):

@@ -14,6 +14,7 @@ from epa_jax.models import transformer
 from tests import tiny
 
 WORDS = [f'w{i}' for i in range(44)]
+MEASURED = ('second', 'goodput', 'memory')  # parts of the names of such metrics
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -88,6 +89,15 @@ def with_keys(out, changes):
             target = target[group]
         target[last] = value
     return resolve(out)
+
+
+def computed(text):
+    """Lines of a metrics file without what depends on the clock or on the machine."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [
+        {k: v for k, v in x.items() if not any(part in k for part in MEASURED)}
+        for x in lines
+    ]
 
 
 def changed(run, **changes):

@@ -56,13 +56,6 @@ def remote(local, bucket):
     return config
 
 
-def metrics(text):
-    """Lines of a metrics file without what depends on time."""
-    lines = [json.loads(line) for line in text.splitlines()]
-    timed = ('seconds', 'tokens_per_second', 'goodput', 'memory')
-    return [{k: v for k, v in x.items() if not any(t in k for t in timed)} for x in lines]
-
-
 def test_a_run_in_a_bucket_is_that_in_a_folder(local, remote, bucket, tmp_path):
     folder, expected = local
     result = train(remote())
@@ -76,7 +69,7 @@ def test_a_run_in_a_bucket_is_that_in_a_folder(local, remote, bucket, tmp_path):
     assert any(name.startswith('tensorboard/events') for name in found)
     assert any(name.startswith(f'checkpoints/{STEPS}/') for name in found)
     assert len(names(f'{bucket}/cache')) == 2  # of training and of held-out data
-    assert metrics(get(f'{bucket}/run/metrics.jsonl')) == metrics(
+    assert small_run.computed(get(f'{bucket}/run/metrics.jsonl')) == small_run.computed(
         (folder / 'run/metrics.jsonl').read_text()
     )
     _, exported = load_model(f'{bucket}/run/export')
@@ -101,7 +94,7 @@ def test_a_run_goes_on_from_what_the_bucket_holds(local, remote, bucket):
     put(f'{bucket}/run/metrics.jsonl', with_torn_line)
     result = train(remote())
     assert len(json.loads(get(f'{bucket}/run/environment.json'))) == 2
-    assert metrics(get(f'{bucket}/run/metrics.jsonl')) == metrics(
+    assert small_run.computed(get(f'{bucket}/run/metrics.jsonl')) == small_run.computed(
         (folder / 'run/metrics.jsonl').read_text()
     )
     for leaf, other in zip(*map(leaves, (result.params, expected.params)), strict=True):
