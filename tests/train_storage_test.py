@@ -92,8 +92,11 @@ def test_a_run_goes_on_from_what_the_bucket_holds(local, remote, bucket):
     files.rm_file(f'{checkpoint}/{STEPS}/{marker}')
     with_torn_line = get(f'{bucket}/run/metrics.jsonl') + '{"step": '
     put(f'{bucket}/run/metrics.jsonl', with_torn_line)
+    logged = '{"message": "of an earlier start"}\n'
+    put(f'{bucket}/run/logs/process_0.jsonl', logged)
     result = train(remote())
     assert len(json.loads(get(f'{bucket}/run/environment.json'))) == 2
+    assert get(f'{bucket}/run/logs/process_0.jsonl').startswith(logged)
     assert small_run.computed(get(f'{bucket}/run/metrics.jsonl')) == small_run.computed(
         (folder / 'run/metrics.jsonl').read_text()
     )
