@@ -10,16 +10,17 @@ export VENV PYTHON EXTRA EPA_PIP TORCH
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-EVERYDAY := not parity and not alpaca_eval and not exhaustive and not tpu_compile
+EVERYDAY := not parity and not alpaca_eval and not exhaustive and not endurance and not tpu_compile
 
 .PHONY: help env quickstart notebooks test exhaustive parity alpaca_eval lint format smollm2
-.PHONY: tpu_compile lock clean
+.PHONY: endurance tpu_compile lock clean
 
 help:
 	@echo 'make quickstart  train a small model with DPO and EPA in a world of known rewards'
 	@echo 'make notebooks   run experiments/notebooks and keep what they print and draw'
 	@echo 'make test        run the tests'
 	@echo 'make exhaustive  every loss with every reference, and real processes (minutes)'
+	@echo 'make endurance   kill, move and soak runs, also of several processes (half an hour)'
 	@echo 'make parity      compare with PyTorch and transformers (installs torch)'
 	@echo 'make alpaca_eval score our files with the alpaca_eval package (installs it)'
 	@echo 'make tpu_compile plan runs for TPUs that are not here (installs libtpu)'
@@ -43,6 +44,9 @@ test: env
 
 exhaustive: env
 	$(PYTEST) -m exhaustive $(ARGS)
+
+endurance: env
+	$(PYTEST) -m endurance $(ARGS)
 
 parity:
 	@./setup_env.sh parity

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from epa_jax import storage
+from epa_jax.distributed import lost_peer
 from epa_jax.reference import fingerprint
 from epa_jax.schema import CheckpointConfig
 from epa_jax.types import TrainState
@@ -166,6 +167,8 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=args)
         except Exception as error:  # Orbax and TensorStore raise bare Exception too
+            if lost_peer(error):
+                raise  # what was saved is as good as before
             raise self._damaged(step, error) from error
         digests = found.data.pop(DIGESTS, None)
         text = {'data': found.data, 'config': found.config}
@@ -189,6 +192,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise bare Exception too
+            if lost_peer(error):
+                raise
             raise CheckpointError(
                 f'{self.folder}: cannot be written ({_first_line(error)}); make room or '
                 'give write access; the same command then goes on from the newest '
@@ -197,8 +202,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for saves, then releases the manager's threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with self._writing():
+                self._manager.close()
 
     def _best_only(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
         """The metric that ranks steps, if finite; None when nothing is ranked."""
@@ -214,6 +222,8 @@ class Checkpoints:
         try:
             tree = self._manager.item_metadata(step)['state'].tree
         except Exception as error:  # whatever a damaged folder provokes
+            if lost_peer(error):
+                raise
             raise self._damaged(step, error) from error
         found, expected = _describe(tree), _describe(abstract)
         missing = dict.fromkeys(expected.keys() | found.keys(), 'none')
@@ -233,8 +243,9 @@ class Checkpoints:
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f'{self.folder / str(step)}: cannot be read ({_first_line(error)}); delete '
-            'this folder to go on from an earlier step, or else from the beginning'
+            f'{self.folder / str(step)}: cannot be read ({_first_line(error)}); where '
+            'it is damaged, delete this folder to go on from an earlier step, or else from '
+            'the beginning'
         )
 
 

@@ -53,10 +53,11 @@ def _number(name: str) -> int | None:
     return int(text)
 
 
-def lost_peer(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether a program failed because another process is gone, as far as its status says.
+def lost_peer(error: BaseException) -> bool:
+    """Whether it was raised because another process is gone, as far as its status says.
 
     Where JAX itself notices first, after `heartbeat_seconds`, it aborts the process.
     """
-    status = str(error).partition(':')[0]
-    return jax.process_count() > 1 and status not in OWN_FAULT
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+        return False
+    return str(error).partition(':')[0] not in OWN_FAULT

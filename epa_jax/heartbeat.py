@@ -19,6 +19,7 @@ from epa_jax.run_folder import write_json
 
 EVERY = 5.0  # seconds between beats, at least
 CHANGE = 1.0  # seconds, where the phase is another
+MAX_PROCESSES = 1_000_000
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Heart:
         total_steps: int,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Writes nothing yet.
+        """Removes what a killed process was writing; writes nothing yet.
 
         Args:
           folder: the run folder.
@@ -67,6 +68,8 @@ class Heart:
           clock: seconds that never run backwards.
         """
         self._path = path_of(folder, jax.process_index())
+        for partial in self._path.parent.glob(f'{self._path.name}.*.partial'):
+            partial.unlink(missing_ok=True)
         self._total_steps = total_steps
         self._clock = clock
         self._last = -math.inf
@@ -117,6 +120,8 @@ def read_beat(path: pathlib.Path) -> Beat:
         for name, kind in typing.get_type_hints(Beat).items():
             if type(getattr(beat, name)) is not kind:
                 raise TypeError(f'{name}: expected {kind.__name__}')
+        if not 0 <= beat.process < beat.processes <= MAX_PROCESSES:
+            raise ValueError(f'process {beat.process} of {beat.processes}')
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f'{path}: not a heartbeat: {error}') from None
     return beat

@@ -59,7 +59,7 @@ class Interrupts:
     Before the first step, and after the last, a notice raises `Interrupted` at once.
     While `deferred`, the loop asks after every step. The processes of `jax.distributed`
     agree on the step through JAX's preemption service, which takes SIGTERM itself, so a
-    notice to any of them stops all at the same step.
+    notice to any of them stops all at the same step, the first one at the earliest.
     """
 
     def __init__(self) -> None:
@@ -85,12 +85,18 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it a notice waits until `asked` is called."""
+        """Within it a notice waits until `asked` is called, or for the end.
+
+        Raises:
+          Interrupted: at the end, for a notice that came after the last step began.
+        """
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self._notice is not None and not jax.distributed.is_initialized():
+            raise self._outside(self._notice)
 
     def asked(self, step: int) -> bool:
         """Whether to save and stop now.
@@ -109,6 +115,11 @@ class Interrupts:
         message = f'{name}: stopped after step {step}, which {workdir} holds; {GO_ON}'
         return Interrupted(BY_HAND if by_hand else RUN_AGAIN, message)
 
+    def _outside(self, number: int) -> Interrupted:
+        """What to raise where there is no step to save."""
+        message = f'{signal.Signals(number).name}: stopped outside of training; {GO_ON}'
+        return Interrupted(BY_HAND if number == signal.SIGINT else RUN_AGAIN, message)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """Notes the first notice; a second Ctrl-C stops at once, saving nothing."""
         if self._notice is not None:
@@ -120,9 +131,7 @@ class Interrupts:
         if jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)  # to the preemption service
         elif not self._deferred:
-            message = f'{name}: stopped outside of training; {GO_ON}'
-            code = BY_HAND if number == signal.SIGINT else RUN_AGAIN
-            raise Interrupted(code, message)
+            raise self._outside(number)
         again = '; Ctrl-C again stops at once' if number == signal.SIGINT else ''
         # not the log: this may run in the middle of a write to it
         os.write(2, f'\n{name}: saving after this step, then stopping{again}\n'.encode())

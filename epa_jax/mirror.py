@@ -50,6 +50,7 @@ class Mirror:
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     data = self._files.cat_file(f'{self.url}/{name}')
+                    (self.folder / name).parent.mkdir(exist_ok=True)
                     (self.folder / name).write_bytes(data)
         self._copied = self._state()
 
@@ -98,30 +99,42 @@ class Mirror:
 
         Raises:
           StorageError: at the end, if it cannot be written; the local folder then stays.
+            It hides no other error, which may ask for another exit code.
         """
         ended = threading.Event()
-
-        def work() -> None:
-            took = 0.0
-            while not ended.wait(max(seconds, took / SHARE)):
-                began = time.monotonic()
-                self.try_sync()
-                took = time.monotonic() - began
-
-        worker = threading.Thread(target=work, name='mirror', daemon=True)
+        worker = threading.Thread(
+            target=self._copy_until, args=(ended, seconds), name='mirror', daemon=True
+        )
         worker.start()
         try:
             yield
-        finally:
+        except BaseException:
             ended.set()
             worker.join()
             try:
-                self.sync()
+                self._finish()
             except storage.StorageError as error:
-                raise storage.StorageError(
-                    f'{error}. What the run wrote last is in {self.folder}'
-                ) from error
-            self.remove()
+                log.error('%s', error)
+            raise
+        ended.set()
+        worker.join()
+        self._finish()
+
+    def _copy_until(self, ended: threading.Event, seconds: float) -> None:
+        took = 0.0
+        while not ended.wait(max(seconds, took / SHARE)):
+            began = time.monotonic()
+            self.try_sync()
+            took = time.monotonic() - began
+
+    def _finish(self) -> None:
+        try:
+            self.sync()
+        except storage.StorageError as error:
+            raise storage.StorageError(
+                f'{error}. What the run wrote last is in {self.folder}'
+            ) from error
+        self.remove()
 
     def remove(self) -> None:
         """Removes the local folder."""

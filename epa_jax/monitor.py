@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from epa_jax.distributed import lost_peer
 from epa_jax.goodput import CompileTime, Ledger
 from epa_jax.heartbeat import Heart
 from epa_jax.process_log import process_log
@@ -60,8 +61,8 @@ class Monitor:
             with process_log(folder):
                 yield
             phase = 'done'
-        except Exception:
-            phase = 'failed'
+        except Exception as error:
+            phase = 'stopped' if lost_peer(error) else 'failed'
             raise
         finally:
             self._profiler.close()

@@ -27,7 +27,7 @@ class Profiler:
 
     def begin(self, step: int) -> contextlib.AbstractContextManager:
         """Called before a step is handed to the devices; wraps that in a trace."""
-        if self._steps and step == self._steps.start:
+        if step in self._steps and not self._running:  # the first, or where a run resumes
             jax.profiler.start_trace(str(self._folder))
             self._running = True
         if not self._running or step not in self._steps:

@@ -78,7 +78,8 @@ class RunFolder:
         """
         self.home = storage.path(workdir)
         remote = storage.is_remote(workdir)
-        self._mirror = Mirror(workdir, READ_AGAIN) if remote else None
+        logged = f'logs/process_{jax.process_index()}.jsonl'  # to which a start adds
+        self._mirror = Mirror(workdir, [*READ_AGAIN, logged]) if remote else None
         self.path = self._mirror.folder if self._mirror else pathlib.Path(workdir)
         self.checkpoints = self.home / 'checkpoints'
         self.export = self.home / 'export'

@@ -15,10 +15,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from epa_jax.config import ConfigError
+from epa_jax.strict_json import parse, shown
 
 log = logging.getLogger(__name__)
 
 NAME = 'lock'
+MAX_HOLDER = 4096  # characters
 
 
 @contextlib.contextmanager
@@ -109,9 +111,9 @@ def _is_at(file: IO[str], path: pathlib.Path) -> bool:
 def _holder(file: IO[str]) -> str:
     file.seek(0)
     try:
-        found = json.loads(file.read())
-        return f'process {found["process"]} on {found["host"]}'
-    except (json.JSONDecodeError, KeyError):
+        found = parse(file.read(MAX_HOLDER))
+        return f'process {shown(found["process"])} on {shown(found["host"])}'
+    except (ValueError, LookupError, TypeError):
         return 'which has just begun'
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from epa_jax.config import ConfigError
 from epa_jax.heartbeat import Beat, path_of, read_beat
+from epa_jax.storage import argument as local_path
 
 ALIVE, STALE, FAILED = 0, 1, 3
 
@@ -113,7 +114,7 @@ def watch(watcher: Watcher, every: float, once: bool) -> int:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('run', type=Path, help='the run folder')
+    parser.add_argument('run', type=local_path, help='the run folder')
     parser.add_argument('--stale', type=float, default=900.0, help='seconds without a beat')
     parser.add_argument('--every', type=float, default=10.0, help='seconds between looks')
     parser.add_argument('--once', action='store_true', help='look once')

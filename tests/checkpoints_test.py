@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import shutil
 
 import jax
@@ -253,3 +254,28 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(opened, tmp_path, victim
         path.write_bytes(b'')
     with pytest.raises(CheckpointError, match=r'checkpoints/1: cannot be read .* delete'):
         opened(read_only=True).restore(abstract_like(state))
+
+
+def test_a_lost_process_is_no_fault_of_the_folder(opened, monkeypatch):
+    """The command then ends with the code that asks to be run again."""
+    state = make_state()
+    checkpoints = opened()
+    checkpoints.save(1, state, DATA)
+    checkpoints.wait()
+    gone = jax.errors.JaxRuntimeError('UNAVAILABLE: task 1 is gone')
+
+    def fail(*arguments, **keys):
+        raise gone
+
+    for method in ('restore', 'item_metadata', 'wait_until_finished'):
+        act = checkpoints.wait
+        if method != 'wait_until_finished':
+            act = functools.partial(checkpoints.restore, abstract_like(state))
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, method, fail)
+            with pytest.raises(CheckpointError):
+                act()
+            patch.setattr(jax, 'process_count', lambda: 2)
+            with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+                act()
+            assert caught.value is gone

@@ -55,3 +55,4 @@ def test_no_job_is_one_message_with_the_remedy(monkeypatch, kind):
 def test_only_a_peer_can_be_lost(monkeypatch, processes, message, lost):
     monkeypatch.setattr(jax, 'process_count', lambda: processes)
     assert lost_peer(jax.errors.JaxRuntimeError(message)) is lost
+    assert not lost_peer(RuntimeError(message))

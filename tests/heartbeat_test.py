@@ -52,6 +52,16 @@ def test_a_folder_that_cannot_be_written_to_stops_nothing(tmp_path, caplog):
     assert 'no heartbeat' in caplog.text
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    folder = tmp_path / 'heartbeats'
+    folder.mkdir()
+    other = folder / 'process_1.json.4.partial'  # perhaps still at it
+    for path in (folder / 'process_0.json.4.partial', other):
+        path.touch()
+    Heart(tmp_path, 5)
+    assert list(folder.iterdir()) == [other]
+
+
 GOOD = {
     'step': 1,
     'total_steps': 5,
@@ -74,6 +84,8 @@ GOOD = {
         json.dumps(GOOD | {'more': 1}).encode(),
         json.dumps(GOOD | {'processes': '9'}).encode(),
         json.dumps(GOOD | {'step': True}).encode(),
+        json.dumps(GOOD | {'process': 1}).encode(),
+        json.dumps(GOOD | {'processes': 10**12}).encode(),
     ],
 )
 def test_what_is_no_heartbeat_is_refused(tmp_path, content):

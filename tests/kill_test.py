@@ -13,7 +13,10 @@ from tests.processes.killed import EVERY
 
 @pytest.fixture(
     scope='module',
-    params=[2, pytest.param(30, marks=pytest.mark.exhaustive)],
+    params=[
+        pytest.param(2, marks=pytest.mark.exhaustive),
+        pytest.param(30, marks=pytest.mark.endurance),
+    ],
     ids='{} kills'.format,
 )
 def folder(request, tmp_path_factory):
@@ -38,8 +41,7 @@ def lives(folder):
 
 
 def story(folder, name):
-    lines = (folder / name / 'metrics.jsonl').read_text().splitlines()
-    return [small_run.same_again(json.loads(line)) for line in lines]
+    return small_run.computed((folder / name / 'metrics.jsonl').read_text())
 
 
 def test_the_model_is_that_of_an_uninterrupted_run(folder):

@@ -124,6 +124,23 @@ def test_at_the_end_it_is_an_error_that_names_what_is_left(bucket, failing):
     mirror.remove()
 
 
+def test_it_hides_no_other_error(bucket, failing, caplog):
+    mirror = Mirror(f'{bucket}/run', [])
+
+    def preempted():
+        with mirror.copying():
+            (mirror.folder / 'a').write_text('x')
+            failing.set()
+            raise SystemExit(75)
+
+    with pytest.raises(SystemExit) as caught:
+        preempted()
+    assert caught.value.code == 75
+    assert 'no route to host; check' in caplog.text
+    assert f'What the run wrote last is in {mirror.folder}' in caplog.text
+    mirror.remove()
+
+
 def test_a_bucket_that_cannot_be_read_is_refused(bucket, monkeypatch):
     def cat_file(*arguments, **options):
         raise PermissionError('forbidden')

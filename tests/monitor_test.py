@@ -3,6 +3,7 @@
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 
@@ -100,6 +101,13 @@ def test_a_run_that_ends_early_says_so(folder, monkeypatch, error, phase):
     assert read_beat(path_of(folder / name, 0)).phase == phase
     last = lines(folder / name / 'logs' / 'process_0.jsonl')[-1]
     assert last['message'] == f'{name}: bad'
+
+
+def test_a_run_that_lost_a_process_has_not_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(jax.errors.JaxRuntimeError), Monitor().writing(tmp_path, 5):
+        raise jax.errors.JaxRuntimeError('UNAVAILABLE: task 1 is gone')
+    assert read_beat(path_of(tmp_path, 0)).phase == 'stopped'
 
 
 def test_traces_beyond_the_end_are_announced(tmp_path, caplog):

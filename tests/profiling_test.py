@@ -43,6 +43,11 @@ def test_a_run_that_ends_early_keeps_its_trace(tmp_path):
     assert traced_steps(tmp_path) == [2, 3]
 
 
+def test_a_run_that_resumes_among_them_traces_the_rest(tmp_path):
+    train(Profiler(tmp_path, range(3, 6)), 4, 8)
+    assert traced_steps(tmp_path) == [4, 5]
+
+
 def test_nothing_is_traced_unless_asked_or_after_a_resume(tmp_path):
     train(Profiler(tmp_path, range(0)), 0, 3)
     train(Profiler(tmp_path, range(2, 5)), 7, 8)

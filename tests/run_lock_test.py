@@ -42,6 +42,16 @@ def test_the_kernel_lets_go_of_a_killed_run(tmp_path):
         pass
 
 
+@pytest.mark.parametrize('content', [b'', b'[]', b'\xff', b'[' * 10**5, b'{"process": 1}'])
+def test_whatever_stands_in_the_lock_the_second_is_refused(tmp_path, content):
+    workdir = tmp_path / 'run'
+    with locked(str(workdir)):
+        (workdir / 'lock').write_bytes(content)
+        refused = pytest.raises(ConfigError, match=r'run is in it .which has just begun')
+        with refused, locked(str(workdir)):
+            pass
+
+
 def test_what_was_made_for_the_lock_alone_is_removed(tmp_path):
     with locked(str(tmp_path / 'a' / 'run')):
         pass

@@ -14,6 +14,7 @@ from epa_jax.models import transformer
 from tests import tiny
 
 WORDS = [f'w{i}' for i in range(44)]
+MEASURED = ('second', 'goodput', 'memory')  # parts of the names of such metrics
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -90,16 +91,15 @@ def with_keys(out, changes):
     return resolve(out)
 
 
+def computed(text):
+    """Lines of a metrics file without what depends on the clock or on the machine."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [
+        {k: v for k, v in x.items() if not any(part in k for part in MEASURED)}
+        for x in lines
+    ]
+
+
 def changed(run, **changes):
     """A run configuration with top-level fields replaced."""
     return dataclasses.replace(run, **changes)
-
-
-def same_again(metrics):
-    """Metrics without those that are of the clock or of the machine."""
-    timed = ('step_seconds', 'tokens_per_second', 'goodput')
-    return {
-        name: value
-        for name, value in metrics.items()
-        if name not in timed and not name.startswith('memory/')
-    }

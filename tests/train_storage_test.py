@@ -14,6 +14,7 @@ from tests import small_run
 from tests.gcs import get, names, put
 
 STEPS = 6
+pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope='module')
@@ -56,11 +57,6 @@ def remote(local, bucket):
     return config
 
 
-def metrics(text):
-    """Lines of a metrics file without what depends on time."""
-    return [small_run.same_again(json.loads(line)) for line in text.splitlines()]
-
-
 def test_a_run_in_a_bucket_is_that_in_a_folder(local, remote, bucket, tmp_path):
     folder, expected = local
     result = train(remote())
@@ -74,7 +70,7 @@ def test_a_run_in_a_bucket_is_that_in_a_folder(local, remote, bucket, tmp_path):
     assert any(name.startswith('tensorboard/events') for name in found)
     assert any(name.startswith(f'checkpoints/{STEPS}/') for name in found)
     assert len(names(f'{bucket}/cache')) == 2  # of training and of held-out data
-    assert metrics(get(f'{bucket}/run/metrics.jsonl')) == metrics(
+    assert small_run.computed(get(f'{bucket}/run/metrics.jsonl')) == small_run.computed(
         (folder / 'run/metrics.jsonl').read_text()
     )
     _, exported = load_model(f'{bucket}/run/export')
@@ -97,9 +93,12 @@ def test_a_run_goes_on_from_what_the_bucket_holds(local, remote, bucket):
     files.rm_file(f'{checkpoint}/{STEPS}/{marker}')
     with_torn_line = get(f'{bucket}/run/metrics.jsonl') + '{"step": '
     put(f'{bucket}/run/metrics.jsonl', with_torn_line)
+    logged = '{"message": "of an earlier start"}\n'
+    put(f'{bucket}/run/logs/process_0.jsonl', logged)
     result = train(remote())
     assert len(json.loads(get(f'{bucket}/run/environment.json'))) == 2
-    assert metrics(get(f'{bucket}/run/metrics.jsonl')) == metrics(
+    assert get(f'{bucket}/run/logs/process_0.jsonl').startswith(logged)
+    assert small_run.computed(get(f'{bucket}/run/metrics.jsonl')) == small_run.computed(
         (folder / 'run/metrics.jsonl').read_text()
     )
     for leaf, other in zip(*map(leaves, (result.params, expected.params)), strict=True):

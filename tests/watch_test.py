@@ -122,6 +122,8 @@ def test_the_command(tmp_path, repo_root):
 
     code, text = status(str(tmp_path / 'gone'))
     assert (code, 'no such run folder' in text) == (1, True)
+    code, text = status('gs://bucket/run')
+    assert (code, 'must be a local path' in text) == (2, True)
     clocks = Clocks()
     beat(tmp_path, clocks)
     code, text = status(str(tmp_path))

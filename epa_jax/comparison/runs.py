@@ -16,7 +16,14 @@ from epa_jax.evals.bootstrap import Interval
 from epa_jax.strict_json import JsonError, parse
 
 # keys that do not say what was done
-SILENT = ('seed', 'workdir', 'export', 'max_bad_steps', 'step0_guard')
+SILENT = (
+    'seed',
+    'workdir',
+    'export',
+    'max_bad_steps',
+    'max_step_minutes',
+    'step0_guard',
+)
 SILENT_GROUPS = ('log.', 'checkpoint.', 'mesh.')
 SHOWN = ('rewards/accuracies', 'rewards/margins', 'sft/nll', 'pretrain/nll')
 

@@ -38,7 +38,7 @@ def check_data(saved: Mapping[str, Any], now: Mapping[str, str], origin: str) ->
     """
     if saved.get(DATA, now[DATA]) != now[DATA]:
         raise ConfigError(
-            f'{origin}: the run began with other data than data.train, sft.train, '
-            'pretrain.train and the tokenizer give now, so its place in them means '
-            'nothing; restore the files, or begin anew in another workdir'
+            f'{origin}: the run began with other data than train and eval of data, sft '
+            'and pretrain and the tokenizer give now, so its place in them means nothing; '
+            'restore the files, or begin anew in another workdir'
         )

@@ -19,7 +19,7 @@ def test_resident_memory_is_that_of_the_system():
     assert resident() == pytest.approx(int(line.split()[1]) * 1024, rel=0.05)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.endurance
 def test_a_long_run(tmp_path, monkeypatch, repo_root):
     monkeypatch.chdir(repo_root)
     whole, same = compare(tmp_path, steps=2000, every=50, pieces=3)

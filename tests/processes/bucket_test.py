@@ -16,7 +16,7 @@ from tests import small_run
 from tests.gcs import get, names
 from tests.processes.bucket_worker import STEPS
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.endurance
 
 TIMEOUT = 600  # seconds, on a busy machine
 
