@@ -8,6 +8,7 @@ from tests import small_run
 from tests.comparison import folders
 
 
+@pytest.mark.exhaustive
 def test_runs_of_training_with_their_evaluations(tmp_path, capsys):
     small_run.write(tmp_path)
     changes = {'steps': 3, 'loss__beta': 0.1}

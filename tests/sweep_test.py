@@ -76,6 +76,7 @@ def test_parts_are_disjoint_and_together_all(config):
             part_of(runs, text)
 
 
+@pytest.mark.exhaustive
 def test_done_runs_are_skipped_and_failures_told(config, monkeypatch, capsys):
     """The second of four fails at first; the next sweep does that one alone."""
     runs = planned(config, GRID)
@@ -122,6 +123,7 @@ def shown_by(process, runs, monkeypatch, capsys):
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.exhaustive
 def test_the_command(tmp_path, repo_root):
     """Names and checks runs, from the file's grid and from the command line's."""
     command = [sys.executable, '-m', 'epa_jax.sweep', '--dry_run']

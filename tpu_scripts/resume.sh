@@ -45,7 +45,8 @@ have_slice() {
 }
 
 # Sets RUNNING and ENDED (numbers of workers), CODE_SEEN (an exit code: that of a failure,
-# else 75 or 134, else 0) and LOST (workers that know of no run). Returns 1 if one does not answer.
+# else 75 or 134, else 0) and LOST (workers that know of no run). Returns 1 if one does not
+# answer.
 look() {
   local report line state
   RUNNING=0 ENDED=0 CODE_SEEN=0 LOST=0

@@ -81,6 +81,8 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 
 def main() -> None:
+    # what escapes must end in MemoryError and not take the machine with it
+    resource.setrlimit(resource.RLIMIT_DATA, (8 * GIB, 8 * GIB))
     spec_from_hf(folders.CONFIG, 'here')
     for number, (kind, read) in enumerate(KINDS.items()):
         folder = Path(sys.argv[1]) / str(number)

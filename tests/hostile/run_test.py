@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.exhaustive
 def test_a_run_writes_in_its_folder_and_unpickles_nothing(repo_root, tmp_path):
     temporary = tmp_path / 'tmp'
     temporary.mkdir()
