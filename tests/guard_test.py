@@ -36,3 +36,19 @@ def test_prompts_that_are_padding_do_not_count():
     padded.roles[1] = Role.PAD
     found = guard.check_start(padded, make_loss('epa', {}), 'float32')
     assert found == pytest.approx(math.log(4))
+
+
+def test_a_steep_loss_may_differ_by_the_rounding_of_its_log_probs():
+    ipo = make_loss('ipo', {'tokens': 'sum', 'beta': 0.1})
+    pairs = table()
+    pairs = ResponseTable(
+        pairs.logps[:, :2], pairs.ref_logps[:, :2], pairs.lengths[:, :2], pairs.roles[:, :2]
+    )
+    pairs.logps[0, 0] += 0.3  # slope 10 for each pair: the mean loss moves by 1.5
+    found = guard.check_start(pairs, ipo, 'bfloat16')
+    assert abs(found - 25) > 1
+    with pytest.raises(guard.GuardError, match='ipo loss'):
+        guard.check_start(pairs, ipo, 'float32')
+    pairs.logps[0, 0] += 3.0
+    with pytest.raises(guard.GuardError, match=r'3\.3000 nats'):
+        guard.check_start(pairs, ipo, 'bfloat16')
