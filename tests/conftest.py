@@ -45,8 +45,24 @@ SLOW = (
 )
 
 
+# whole studies, every loss and every way to train: once, by make exhaustive
+STUDIES = (
+    'tests/papers/',
+    'tests/theory/',
+    'tests/world/',
+    'tests/every_loss_test',
+    'tests/train_lora_test',
+    'tests/train_losses_test',
+    'tests/train_streams_test',
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts slow files first; the order within a file stays."""
+    """Marks studies as exhaustive; puts slow files first, in the order within a file."""
+    for item in items:
+        if item.nodeid.startswith(STUDIES) and not item.get_closest_marker('endurance'):
+            item.add_marker(pytest.mark.exhaustive)
     items.sort(key=lambda item: not any(part in item.nodeid for part in SLOW))
 
 

@@ -10,8 +10,6 @@ from epa_jax.theory.study import Plan
 from experiments.papers import common
 from experiments.papers.epa import figure1, figure3, figure4, figure5, runs, table1
 
-pytestmark = pytest.mark.exhaustive  # minutes
-
 FAST = Plan(batch=8, steps=10, measurements=2, lr=1e-3)
 
 

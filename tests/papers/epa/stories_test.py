@@ -7,8 +7,6 @@ import pytest
 from experiments.papers.common import write_csv
 from experiments.papers.epa import stories, storyteller
 
-pytestmark = pytest.mark.exhaustive  # minutes
-
 SIZES = stories.Sizes(
     openings=12, held_out=4, own=3, fresh=2, batch=4, marks=(1, 3), lr=1e-3
 )
