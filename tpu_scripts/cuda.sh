@@ -7,7 +7,8 @@
 #
 # setup makes .venv with JAX for CUDA 13 or 12. run runs the command in it, one process for
 # all GPUs of the machine, and again --poll seconds after it left with the code of a
-# preemption (75), at most --retries times. With several machines start it on each, with
+# preemption (75), at most --retries times, unless a SIGTERM came to this script, which
+# the command gets and after which it ends. With several machines start it on each, with
 # process 0 on HOST and a port that the others reach; COMMAND needs --distributed, and its
 # workdir must be one that all reach. Exit codes: 2 misused, else that of the command.
 
@@ -24,11 +25,12 @@ setup() {
   run env EXTRA="cuda$cuda" "$REPO/setup_env.sh"
 }
 
-# Sets CODE to the exit code of the command. A SIGTERM is the command's to answer.
+# Sets CODE to the exit code of the command. A SIGTERM is the command's to answer; TOLD is
+# then 1.
 run_once() {
-  CODE=0
+  CODE=0 TOLD=0
   "$@" &
-  trap 'kill -TERM $! 2>/dev/null || true' TERM
+  trap 'TOLD=1; kill -TERM $! 2>/dev/null || true' TERM
   wait $! || CODE=$?
   while kill -0 $! 2>/dev/null; do
     CODE=0
@@ -41,7 +43,7 @@ run_again() {
   local preemptions
   for ((preemptions = 0; ; preemptions++)); do
     run_once "$@"
-    goes_on "$CODE" || exit "$CODE"
+    if [ "$TOLD" = 1 ] || ! goes_on "$CODE"; then exit "$CODE"; fi
     [ "$preemptions" -lt "$retries" ] || break
     say "preempted ($preemptions times before); again in $poll s"
     pause

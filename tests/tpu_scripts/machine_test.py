@@ -225,16 +225,16 @@ def test_cuda_tells_processes_of_one_another(code):
         assert f"'JAX_{name}': '{value}'" in out
 
 
-def test_a_sigterm_reaches_the_command_of_cuda(code):
+def test_a_sigterm_reaches_the_command_of_cuda_which_is_not_run_again(code):
     process = subprocess.Popen(
-        ['bash', str(code / 'tpu_scripts/cuda.sh'), 'run', '--retries=0', '--',
+        ['bash', str(code / 'tpu_scripts/cuda.sh'), 'run', '--poll=0', '--',
          *python(SAVES)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=SECONDS)
-    assert 'saved' in out
+    assert out.split() == ['saved']  # and 'ready' no second time
     assert process.returncode == 75
 
 
