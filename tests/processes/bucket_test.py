@@ -1,10 +1,6 @@
 """A run of two real processes that share nothing but a bucket."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,38 +10,17 @@ from epa_jax import storage
 from epa_jax.formats.load import load_model
 from tests import small_run
 from tests.gcs import get, names
+from tests.processes import command
 from tests.processes.bucket_worker import STEPS
 
 pytestmark = pytest.mark.endurance
 
-TIMEOUT = 600  # seconds, on a busy machine
 
-
-def run(repo_root, folder, url, count):
+def run(folder, url, count):
     """Runs `count` processes, each with a folder of copies of its own."""
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        port = str(probe.getsockname()[1])
-    flags = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
-    env = os.environ | {'XLA_FLAGS': ' '.join(flags), 'PYTHONWARNINGS': 'default'}
-    command = [sys.executable, '-m', 'tests.processes.bucket_worker', str(folder), url]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(count), port],
-            cwd=repo_root,
-            env=env | {'EPA_CACHE': str(folder / f'copies-{rank}')},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0] * count, '\n'.join(outputs)
+    cache = str(folder / 'copies-{rank}')
+    module = 'tests.processes.bucket_worker'
+    command.run_workers(module, str(folder), url, count=count, EPA_CACHE=cache)
 
 
 def losses(text):
@@ -69,16 +44,16 @@ def flat(params):
     return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(params)]
 
 
-def test_processes_that_share_a_bucket_do_the_same_run(repo_root, bucket, tmp_path):
+def test_processes_that_share_a_bucket_do_the_same_run(bucket, tmp_path):
     small_run.write(tmp_path)
-    run(repo_root, tmp_path, 'local', 1)
+    run(tmp_path, 'local', 1)
     storage.upload(tmp_path / 'pairs.jsonl', f'{bucket}/pairs.jsonl')
-    run(repo_root, tmp_path, bucket, 2)
+    run(tmp_path, bucket, 2)
     assert_same_run(tmp_path / 'run', bucket)
     # as after a kill during the last save
     last = f'{bucket}/run/checkpoints/{STEPS}'
     storage.filesystem().rm_file(f'{last}/commit_success.txt')
-    run(repo_root, tmp_path, bucket, 2)
+    run(tmp_path, bucket, 2)
     assert len(json.loads(get(f'{bucket}/run/environment.json'))) == 2
     assert 'commit_success.txt' in names(last)
     assert_same_run(tmp_path / 'run', bucket)

@@ -58,11 +58,46 @@ def start(folder, *arguments, devices=2, **more):
     )
 
 
-def start_pod(folder, *arguments, count=2, devices=4):
-    """`count` processes of one run, with so many devices each."""
+def run_workers(module, *arguments, count, **of_rank):
+    """Runs `count` processes of a module to their end: ARGUMENTS RANK COUNT PORT.
+
+    Args:
+      module: whose main connects by the last three arguments.
+      arguments: before those.
+      count: processes; each has the device that a CPU is.
+      of_rank: environment variables, with '{rank}' for the number of the process.
+    """
+    flags = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
+    own = {'XLA_FLAGS': ' '.join(flags), 'PYTHONWARNINGS': 'default'}
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-m', module, *arguments, str(rank), str(count), str(port)],
+            cwd=REPO,
+            env=os.environ | own | {k: v.format(rank=rank) for k, v in of_rank.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=2 * TIMEOUT)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.returncode for p in processes] == [0] * count, '\n'.join(outputs)
+
+
+def free_port():
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def start_pod(folder, *arguments, count=2, devices=4):
+    """`count` processes of one run, with so many devices each."""
+    port = free_port()
     return [
         start(
             folder,

@@ -1,50 +1,19 @@
 """Whole runs by real processes of `jax.distributed`, connected by gloo."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from tests import small_run
-from tests.processes import worker
+from tests.processes import command, worker
 
 pytestmark = pytest.mark.exhaustive
 
-TIMEOUT = 600  # seconds, on a busy machine
 
-
-def run_processes(repo_root, folder, count):
+def run_processes(folder, count):
     """What worker.main wrote, run by `count` processes."""
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        port = str(probe.getsockname()[1])
-    flags = os.environ['XLA_FLAGS'].split()
-    env = os.environ | {
-        'XLA_FLAGS': ' '.join(f for f in flags if 'device_count' not in f),
-        'PYTHONWARNINGS': 'default',
-    }
-    command = [sys.executable, '-m', 'tests.processes.worker', str(folder)]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(count), port],
-            cwd=repo_root,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0] * count, '\n'.join(outputs)
+    command.run_workers('tests.processes.worker', str(folder), count=count)
     return dict(np.load(folder / f'{count}.npz'))
 
 
@@ -56,8 +25,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def outcomes(repo_root, folder):
-    return {count: run_processes(repo_root, folder, count) for count in (1, 2)}
+def outcomes(folder):
+    return {count: run_processes(folder, count) for count in (1, 2)}
 
 
 @pytest.mark.parametrize('name', sorted(worker.LOSSES))
