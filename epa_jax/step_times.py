@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 WINDOW = 64  # steps that the usual time is the median of
 LEAST = 8  # steps before any counts as an outlier
 FACTOR = 2.0  # times the usual makes an outlier
+TOLD = 1.0  # seconds that an outlier must lose for a warning, not a line of the log alone
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,16 @@ class StepTimes:
         self._recent: collections.deque[float] = collections.deque(maxlen=WINDOW)
 
     def add(self, step: int, seconds: float) -> bool:
-        """Counts a step, and logs it if it is an outlier; says whether it is."""
+        """Counts a step, and logs it if it is an outlier; says whether it is.
+
+        An outlier that loses `TOLD` seconds or more is a warning.
+        """
         usual = self.usual()
         late = len(self._recent) >= LEAST and seconds >= FACTOR * usual
         if late:
             self.outliers += 1
-            log.warning(
+            log.log(
+                logging.WARNING if seconds - usual >= TOLD else logging.INFO,
                 'step %d took %.3g s on process %d; usual are %.3g s',
                 step,
                 seconds,

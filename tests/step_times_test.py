@@ -22,6 +22,15 @@ def test_an_outlier_is_logged_with_step_and_process(caplog):
     assert times.outliers == 1
 
 
+def test_an_outlier_that_loses_little_is_no_warning(caplog):
+    times = StepTimes()
+    with caplog.at_level(logging.INFO, logger='epa_jax'):
+        found = [times.add(step, 0.1) for step in range(1, 20)] + [times.add(20, 0.9)]
+    assert found[-1]
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+
+
 def test_the_first_steps_are_not_judged_and_a_new_pace_becomes_usual():
     times = StepTimes()
     pace = [1.0] * (LEAST - 1) + [9.0] + [1.0] * WINDOW + [3.0] * WINDOW

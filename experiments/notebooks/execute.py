@@ -17,10 +17,12 @@ from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parent
 STRICT = """
+import logging
 import warnings
 
 warnings.simplefilter('error')
 warnings.filterwarnings('ignore', module='ipykernel')  # the kernel's own, at its end
+logging.getLogger('epa_jax.step_times').setLevel('ERROR')  # the pace of this machine
 """
 TIMEOUT = 900  # seconds a cell
 # of a kernel: nothing fetched, nothing but the program's own words in the outputs
