@@ -1,8 +1,10 @@
 """Says whether a run is alive: python -m epa_jax.watch RUN [--stale 900] [--once].
 
 Prints a line for each process whenever its heartbeat changes. Exit status: 0 when all
-processes are done (with --once: alive or done), 1 when one is stale, 3 when one has failed.
-A launcher can restart the run by it.
+processes are done (with --once: alive or done), 1 when one is stale, 2 when there is no
+such run or a heartbeat cannot be read, 3 when one has failed. A launcher can restart the
+run by it. Reading data and caching the reference come before the first heartbeat: --stale
+must be longer than they take.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from epa_jax.config import ConfigError
 from epa_jax.heartbeat import Beat, path_of, read_beat
 from epa_jax.storage import argument as local_path
 
-ALIVE, STALE, FAILED = 0, 1, 3
+ALIVE, STALE, UNREADABLE, FAILED = 0, 1, 2, 3
 
 
 class Watcher:
@@ -124,7 +126,8 @@ def main() -> None:
             raise ConfigError(f'{args.run}: no such run folder')
         status = watch(Watcher(args.run, args.stale), args.every, args.once)
     except ConfigError as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        sys.exit(UNREADABLE)
     sys.exit(status)
 
 

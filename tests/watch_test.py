@@ -121,7 +121,7 @@ def test_the_command(tmp_path, repo_root):
         return done.returncode, done.stdout + done.stderr
 
     code, text = status(str(tmp_path / 'gone'))
-    assert (code, 'no such run folder' in text) == (1, True)
+    assert (code, 'no such run folder' in text) == (2, True)
     code, text = status('gs://bucket/run')
     assert (code, 'must be a local path' in text) == (2, True)
     clocks = Clocks()
