@@ -9,7 +9,7 @@ from tests import small_run
 from tests.processes.worker import connect
 
 STEPS = 4
-CHANGES = {'steps': STEPS, 'checkpoint__every': 2, 'batch__prompts': 4, 'mesh__data': 2}
+CHANGES = {'steps': STEPS, 'checkpoint__every': 2, 'batch__prompts': 4, 'mesh__data': 4}
 
 
 def main() -> None:
