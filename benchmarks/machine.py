@@ -20,7 +20,10 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that may be used, memory, versions and commit; no names of hosts."""
+    """Processor, cores that may be used, memory, versions, commit; no names of hosts.
+
+    `allocator` is what the environment tells glibc's, which decides a step's time too.
+    """
     return {
         'processor': processor(),
         'cores': len(os.sched_getaffinity(0)),
@@ -28,6 +31,7 @@ def machine() -> dict[str, Any]:
         'system': platform.system(),
         'python': platform.python_version(),
         'packages': versions(),
+        'allocator': os.environ.get('GLIBC_TUNABLES', ''),
         'commit': commit(),
     }
 

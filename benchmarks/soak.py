@@ -1,8 +1,9 @@
 """A long run of a tiny model, whole and cut into pieces: python -m benchmarks.soak.
 
 Thousands of steps with evaluations and saves, once without a break and once in several
-starts of the same command. Writes resident memory by step to --out, a CSV, and says how far
-it rose after the first quarter and whether both runs end in the same bits.
+starts of the same command. Writes resident memory by step to --out, a CSV, and prints the
+machine, how far memory rose after the first quarter and whether both runs end in the same
+bits.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks import machine
 from epa_jax.config import changed, defaults, flatten, from_flat, resolve
 from epa_jax.formats.export import export_model
 from epa_jax.loop import Loop
@@ -206,6 +208,7 @@ def main() -> None:
         start(args.start, args.until or None)
         return
     args.folder.mkdir(parents=True)
+    print(machine.machine())
     whole, same = compare(args.folder, args.steps, args.every, args.pieces)
     with args.out.open('w', encoding='utf-8', newline='') as file:
         writer = csv.writer(file)

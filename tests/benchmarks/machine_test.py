@@ -17,6 +17,13 @@ def test_the_machine_has_no_name():
     assert found['python'] == platform.python_version()
 
 
+def test_it_says_what_the_allocator_was_told(monkeypatch):
+    monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+    assert machine.machine()['allocator'] == 'glibc.malloc.hugetlb=1'
+    monkeypatch.delenv('GLIBC_TUNABLES')
+    assert machine.machine()['allocator'] == ''
+
+
 def test_the_median_call_is_timed_after_one_to_warm_up():
     calls = []
     seconds = machine.median_seconds(lambda: calls.append(len(calls)), total=0.0)
