@@ -93,7 +93,7 @@ make_venv() {
   say "making $VENV with $python"
   rm -rf "$VENV"
   if [ -n "$UV" ]; then
-    "$UV" venv -q --python "$python" "$VENV"
+    "$UV" venv -q --seed --python "$python" "$VENV" # with pip, for what is added by hand
   else
     "$python" -m venv "$VENV" || die "$python cannot make environments;" \
       'on Debian apt install python3-venv, or install uv (https://docs.astral.sh/uv/)'

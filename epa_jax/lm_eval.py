@@ -26,7 +26,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m epa_jax.lm_eval',
         description="Tasks of EleutherAI's lm-evaluation-harness, its own or local ones. "
-        "Needs the extra lm_eval: pip install 'epa_jax[lm_eval]'.",
+        "Needs the extra lm_eval: pip install -c constraints.txt -e '.[lm_eval]'.",
     )
     add_model_arguments(parser)
     add = parser.add_argument
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         from epa_jax.evals.harness import PolicyLM
     except ImportError as error:
         raise ConfigError(
-            f"this command needs lm-evaluation-harness: pip install 'epa_jax[lm_eval]' "
-            f'({error})'
+            'this command needs lm-evaluation-harness: '
+            f"pip install -c constraints.txt -e '.[lm_eval]' ({error})"
         ) from error
     tasks = _find_tasks(args, TaskManager)
     policy = policy_of(args)

@@ -114,8 +114,8 @@ def devices(topology: Topology) -> list[Any]:
     if importlib.util.find_spec('libtpu') is None:
         raise ConfigError(
             f'--topology={topology.name}: libtpu, which holds the compiler for TPUs, is '
-            "not installed; pip install 'epa_jax[plan]' (it needs no TPU, only Linux on "
-            'x86-64), or plan for fake devices with --topology=cpu-8'
+            "not installed; pip install -c constraints.txt -e '.[plan]' (it needs no TPU, "
+            'only Linux on x86-64), or plan for fake devices with --topology=cpu-8'
         )
     return list(_describe(topology).devices)
 

@@ -75,7 +75,7 @@ def test_fake_devices_are_those_of_jax():
 
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'epa_jax\[plan\]'"):
+    with pytest.raises(ConfigError, match=r"pip install .* -e '\.\[plan\]'"):
         topology.devices(topology.parse('v5e-16'))
 
 

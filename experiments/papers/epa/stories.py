@@ -3,7 +3,7 @@
 Claim: at matched steps EPA 1:1:2 and 1:1:8 are nearer to the slope-1 line and earn more
   reward at equal KL than DPO and IPO. It does not hold here: see README.md.
 Command: python -m experiments.papers.epa.stories --model ../shared/data/stories260k
-  (first: pip install vaderSentiment==3.3.2)
+  (first: pip install -c constraints.txt vaderSentiment==3.3.2)
 Learning rate: of 3e-5, 1e-4 and 5e-4 the one with the best Pearson coefficient of DPO on
   seed 0 (0.33, 0.29, and 0.11 after 40 steps, where KL was 26 nats and it was stopped); the
   other methods were given no search.

@@ -97,7 +97,10 @@ def vader() -> Reward:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        sys.exit('the reward needs a lexicon: pip install vaderSentiment==3.3.2')
+        sys.exit(
+            'the reward needs a lexicon: '
+            'pip install -c constraints.txt vaderSentiment==3.3.2'
+        )
     analyser = SentimentIntensityAnalyzer()
     return lambda text: -2 * analyser.polarity_scores(text)['compound']
 
