@@ -1,3 +1,5 @@
+import csv
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from epa_jax.theory.fit import minimise
 from epa_jax.theory.population import bradley_terry_pairs
 from epa_jax.theory.worlds import random_world
+from experiments.papers.common import results_of
 from experiments.papers.epa import slope1
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -33,6 +36,28 @@ def test_a_thin_bridge_costs_dpo_variance_and_epa_none(rows):
     assert thin > 50 * wide
     thin, wide = column(rows, 'EPA 1:1:2', 'variance_times_pairs')
     assert thin < 2 * wide
+
+
+def test_worlds_are_what_is_independent():
+    rows = [
+        {'seed': seed, 'bridge': bridge, 'method': 'DPO', 'squared_bias': float(seed)}
+        for seed in (0, 1, 2)
+        for bridge in (0.1, 0.2, 0.3, 0.4)
+    ]
+    mean, half = slope1.squared_bias(rows, 'DPO')
+    assert mean == pytest.approx(1.0)
+    assert half == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)  # t of 2 degrees, sd 1
+
+
+def test_the_page_names_the_committed_bias():
+    folder = results_of(slope1.__file__)
+    with (folder / 'slope1.csv').open(newline='') as file:
+        rows = [
+            r | {'squared_bias': float(r['squared_bias'])} for r in csv.DictReader(file)
+        ]
+    mean, half = slope1.squared_bias(rows, 'EPA 1:1:2')
+    page = (folder.parent / 'README.md').read_text()
+    assert f'bias of {mean:.2f} ± {half:.2f} nats²' in page
 
 
 def test_the_sandwich_is_the_spread_of_fits_to_samples():
