@@ -26,7 +26,7 @@ from epa_jax.policy import Policy, base_model, load_policy, saved_steps
 from epa_jax.schema import DataConfig, MeshConfig
 from epa_jax.storage import argument as local_path
 from epa_jax.storage import is_remote, local
-from epa_jax.types import Message
+from epa_jax.types import Message, as_messages
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -209,7 +209,7 @@ class Measure:
     ) -> np.ndarray:
         conversations = [
             (
-                *_turns(prompt),
+                *as_messages(prompt.prompt),
                 Message(
                     'assistant', str(policy.tokenizer.decode(a, skip_special_tokens=True))
                 ),
@@ -224,12 +224,6 @@ class Measure:
                 f'numbers, found shape {found.shape}'
             )
         return found.reshape(len(answers), -1)
-
-
-def _turns(prompt: Prompt) -> tuple[Message, ...]:
-    if isinstance(prompt.prompt, str):
-        return (Message('user', prompt.prompt),)
-    return prompt.prompt
 
 
 def run_main() -> None:

@@ -17,7 +17,7 @@ from epa_jax.evals.rewards import Reward, open_reward_model
 from epa_jax.evals.scoring import ROWS
 from epa_jax.schema import MeshConfig
 from epa_jax.storage import argument as local_path
-from epa_jax.types import Message
+from epa_jax.types import Message, as_messages
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -93,7 +93,7 @@ def add_rewards(rows: Sequence[Mapping[str, Any]], reward: Reward) -> list[dict[
       reward: a reward model, or any function of conversations.
     """
     conversations = [
-        (*_turns(row), Message('assistant', text))
+        (*as_messages(prompt_of(row['prompt'])), Message('assistant', text))
         for row in rows
         for text in row['responses']
     ]
@@ -104,11 +104,6 @@ def add_rewards(rows: Sequence[Mapping[str, Any]], reward: Reward) -> list[dict[
         out.append({**row, 'rewards': [float(x) for x in found[start:end]]})
         start = end
     return out
-
-
-def _turns(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    prompt = prompt_of(row['prompt'])
-    return (Message('user', prompt),) if isinstance(prompt, str) else prompt
 
 
 def run_main() -> None:

@@ -29,7 +29,7 @@ from epa_jax.formats.reward_model import is_reward_model
 from epa_jax.implicit import add_implicit_arguments, implicit_rewards
 from epa_jax.schema import MeshConfig
 from epa_jax.storage import argument as local_path
-from epa_jax.types import Example, Message, Role
+from epa_jax.types import Message, Role, as_messages
 
 NO_SUBSET = '(no subset)'
 # arguments that say how a policy's log-probs become rewards
@@ -129,7 +129,10 @@ def _rewarded(args: argparse.Namespace) -> tuple[list[Pair], dict[str, Any]]:
         rows=args.rows,
     )
     texts = [
-        [(*_turns(example), Message('assistant', text)) for text in example.responses]
+        [
+            (*as_messages(example.prompt), Message('assistant', text))
+            for text in example.responses
+        ]
         for example in examples
     ]
     # each once, so that equal texts tie: their rewards could differ in rounding
@@ -158,11 +161,6 @@ def _tied(responses: Sequence[np.ndarray], rewards: np.ndarray) -> np.ndarray:
     """Rewards [K] in which equal responses tie, whatever rounding says."""
     texts = [ids.tobytes() for ids in responses]
     return np.array([rewards[texts.index(text)] for text in texts])
-
-
-def _turns(example: Example) -> Sequence[Message]:
-    prompt = example.prompt
-    return (Message('user', prompt),) if isinstance(prompt, str) else prompt
 
 
 def _pair(origin: str, roles: Sequence[Role] | np.ndarray, rewards: np.ndarray) -> Pair:

@@ -35,6 +35,11 @@ class Message(NamedTuple):
     content: str
 
 
+def as_messages(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt as a conversation: plain text is the user's turn."""
+    return (Message('user', prompt),) if isinstance(prompt, str) else prompt
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One prompt with its responses, as text.

@@ -9,7 +9,7 @@ from epa_jax.config import ConfigError
 from epa_jax.data.sources import DataError
 from epa_jax.schema import DataConfig
 from epa_jax.strict_json import shown
-from epa_jax.types import Example, Message
+from epa_jax.types import Example, Message, as_messages
 
 MAX_TEMPLATE = 1 << 20  # bytes of a file
 
@@ -53,9 +53,7 @@ class Renderer:
                     f'{example.origin} has a prompt of plain text'
                 )
             return prompt, responses
-        if isinstance(prompt, str):
-            prompt = (Message('user', prompt),)
-        messages = self._system(prompt)
+        messages = self._system(as_messages(prompt))
         if self.template is None:
             return _plain_turns(messages), [f' {text}' for text in responses]
         before = self._apply(messages, example.origin, add_generation_prompt=True)
