@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         print(table(found))
     else:
         found = planned(run)
-        print(report.render(found, price, FLAGS.efficiency))
+        print(report.render(found, price, FLAGS.efficiency, listed=FLAGS.price is None))
         if found['memory']['fits'] is False:
             print(remedies(run, topology, planned))
     if FLAGS.json:

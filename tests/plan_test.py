@@ -62,11 +62,18 @@ def test_a_step_and_a_run_add_up(plan):
 
 
 def test_the_text_names_what_a_reader_asks(plan):
-    text = report.render(plan, 2.0, 0.6)
+    text = report.render(plan, 2.0, 0.6, listed=True)
     for words in ('cpu-8 (8 devices: data 1, fsdp 8', 'accumulate', 'all-gather', 'binds',
                   'tokens/s', 'US dollars', 'at 60% of every peak (assumed)'):  # fmt: skip
         assert words in text, words
     assert json.loads(json.dumps(plan)) == plan
+
+
+def test_a_price_is_of_the_list_or_the_reader_s(plan):
+    assert 'chips x 2.00 (on-demand list prices' in report.render(plan, 2.0, 0.6, True)
+    own = report.render(plan, 2.0, 0.6, listed=False)
+    assert 'chips x 2.00 (--price)' in own
+    assert 'list price' not in own
 
 
 def test_a_plan_has_the_shapes_and_programs_of_training(tmp_path):

@@ -94,10 +94,17 @@ def by_kind(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
     ]
 
 
-def render(plan: Mapping[str, Any], price: float, efficiency: float) -> str:
-    """The plan as text, a fact a line."""
+def render(plan: Mapping[str, Any], price: float, efficiency: float, listed: bool) -> str:
+    """The plan as text, a fact a line.
+
+    Args:
+      plan: from `as_data`.
+      price: US dollars for a chip and hour; 0 says nothing of cost.
+      efficiency: share of every peak that is assumed.
+      listed: the price is that of the table, not the reader's own.
+    """
     lines = [*_head(plan), *_memory(plan), *_collectives(plan), *_time(plan, efficiency)]
-    return '\n'.join([*lines, *_cost(plan, price)])
+    return '\n'.join([*lines, *_cost(plan, price, listed)])
 
 
 def _head(plan: Mapping[str, Any]) -> list[str]:
@@ -184,7 +191,7 @@ def _time(plan: Mapping[str, Any], efficiency: float) -> list[str]:
     ]
 
 
-def _cost(plan: Mapping[str, Any], price: float) -> list[str]:
+def _cost(plan: Mapping[str, Any], price: float, listed: bool) -> list[str]:
     cost, work = plan['cost'], plan['work']
     hours = cost['hours'] + cost['reference_hours']
     lines = [
@@ -197,8 +204,9 @@ def _cost(plan: Mapping[str, Any], price: float) -> list[str]:
         ),
     ]
     if price:
+        source = f'{PRICES_OF}; --price sets yours' if listed else '--price'
         lines.append(
             f'  {cost["dollars"]:,.0f} US dollars: {hours:.3g} hours x {plan["devices"]} '
-            f'chips x {price:.2f} ({PRICES_OF}; --price sets yours)'
+            f'chips x {price:.2f} ({source})'
         )
     return lines
