@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import app, flags
 from ml_collections import ConfigDict, config_dict
 
 from epa_jax import storage
@@ -209,7 +210,10 @@ def _check_together(run: RunConfig) -> None:
             raise ConfigError(f'{name}.eval={stream.eval!r}: needs {name}.train')
     sources = (run.data, run.sft, run.pretrain)
     if run.checkpoint.keep_best and not any(s.eval or s.eval_examples for s in sources):
-        raise ConfigError('checkpoint.keep_best needs data.eval or data.eval_examples')
+        raise ConfigError(
+            'checkpoint.keep_best needs held-out examples: eval or eval_examples of data, '
+            'sft or pretrain'
+        )
 
 
 def check_flags(argv: Sequence[str]) -> None:
@@ -225,6 +229,23 @@ def check_flags(argv: Sequence[str]) -> None:
         check_key(key, '--config.')
         if equals:
             parse(key, value, '--config.')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line for absl.
+
+    Raises:
+      ConfigError: what get_config() refused; ml_collections wraps it in a traceback.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        if isinstance(first, ConfigError):
+            raise first from None
+    return app.parse_flags_with_usage(argv)
 
 
 def check_key(key: str, prefix: str = '') -> None:

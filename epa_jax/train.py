@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from epa_jax.checkpoints import CheckpointError, Checkpoints
-from epa_jax.config import ConfigError, check_flags, profile_steps, resolve
+from epa_jax.config import ConfigError, check_flags, parse_flags, profile_steps, resolve
 from epa_jax.data.fingerprint import check_data, data_fingerprint
 from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError
@@ -302,7 +302,7 @@ def run_flags(main: Callable[[list[str]], None]) -> None:
 
     try:
         check_flags(sys.argv[1:])
-        app.run(connected)
+        app.run(connected, flags_parser=parse_flags)
     except USER_ERRORS as error:
         sys.exit(brief(f'{type(error).__name__}: {error}'))
     except OSError as error:

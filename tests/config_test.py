@@ -83,7 +83,7 @@ def test_values_reach_the_schema_with_their_types():
         ({'mesh__tensor': 0}, r'0 devices'),
         ({'reference__mode': 'none', 'reference__path': 'x'}, r"reference\.mode='none'"),
         ({'reference__mode': 'in_step', 'reference__cache_file': 'x'}, r'cache_file needs'),
-        ({'checkpoint__keep_best': 1}, r'keep_best needs data\.eval'),
+        ({'checkpoint__keep_best': 1}, r'keep_best needs held-out examples'),
     ],
 )
 def test_what_cannot_run_is_refused_by_key(values, message):

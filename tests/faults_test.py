@@ -87,7 +87,7 @@ def test_a_disk_that_fills_at_a_save_is_told_and_the_run_goes_on(cut, whole):
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_file_that_cannot_be_written_is_one_message(monkeypatch, number):
-    def full(argv):
+    def full(main, **keywords):
         raise OSError(number, os.strerror(number), 'runs/x/metrics.jsonl')
 
     monkeypatch.setattr('sys.argv', ['train'])
@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_written_is_one_message(monkeypatch, number):
 
 
 def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
-    def bug(argv):
+    def bug(main, **keywords):
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     monkeypatch.setattr('sys.argv', ['train'])

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from epa_jax.config import defaults
+from epa_jax.config import ConfigError, defaults
 
 MACHINES = ('v5e-16', 'v5e-64', 'v5p-8', 'v5p-64')
 
@@ -15,10 +15,13 @@ def base(machine: str, architecture: str) -> ConfigDict:
       architecture: name of a file beside this one, for planning without the weights.
 
     Raises:
-      ValueError: another machine.
+      ConfigError: another machine.
     """
     if machine not in MACHINES:
-        raise ValueError(f'machine {machine!r}: expected one of {", ".join(MACHINES)}')
+        raise ConfigError(
+            f'machine {machine!r}: expected one of {", ".join(MACHINES)}, after the name '
+            'of the file and a colon'
+        )
     config = defaults()
     config.model.compute_dtype = 'bfloat16'
     config.model.remat = 'full'
