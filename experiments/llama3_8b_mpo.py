@@ -7,7 +7,8 @@ Model: Meta-Llama-3-8B, under its own licence; weights as a Hugging Face folder 
 Data: HH-RLHF, 160,800 pairs; 125 tokens a prompt and 45 a response, as counted on its
   harmless half with another tokenizer; SFT on UltraChat, 600 tokens assumed.
 Hardware: v5e-16, v5e-64, v5p-8 or v5p-64, named after the file.
-Command: python -m epa_jax.train --config=experiments/llama3_8b_mpo.py:v5e-16
+Command, on every machine of the slice (docs/tpu.md): python -m epa_jax.train \
+  --distributed --config=experiments/llama3_8b_mpo.py:v5e-16
 Plan: python -m epa_jax.plan --config=experiments/llama3_8b_mpo.py:v5e-16 --topology=v5e-16
 """
 

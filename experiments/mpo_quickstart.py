@@ -1,7 +1,8 @@
 """MPO, algorithm 1, on what `make quickstart` leaves behind: pairs, SFT and text.
 
 Claim: without a reference, the likelihood of SFT data and text holds the policy while it
-  learns the pairs; compare with --config.sft.train= --config.pretrain.train= (neither).
+  learns the pairs; compare with neither: --config.sft.train= --config.sft.eval=
+  --config.pretrain.train= --config.pretrain.eval= --config.workdir=runs/mpo_quickstart_bare
 Data: runs/quickstart/pairs.jsonl and demonstrations.jsonl (SFT: completions after
   prompts; text: both as a document).
 Model: runs/quickstart/sft/export, a LLaMA of 0.94 million parameters.

@@ -5,7 +5,7 @@ Claim: preferences are learned without a reference in memory, and likelihood on 
 Model: SmolLM2-135M-Instruct, 4-bit weights dequantised from a GGUF: `make smollm2`.
 Data: pairs of HH-RLHF harmless-base (as smollm2_hh.py); SFT: the best of eight responses
   to 603 AlpacaEval prompts; text: 5,153 book passages (the contexts of LAMBADA, which is
-  therefore no held-out task of this run).
+  therefore no held-out task of this run). experiments/README.md says where to get them.
 Hardware and wall-clock: not measured yet; a step on two CPU cores takes about a minute.
 Command: python -m epa_jax.train --config=experiments/mpo_smollm2.py
 On a CPU add --config.steps=20; on a GPU or TPU add

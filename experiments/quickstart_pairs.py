@@ -1,7 +1,8 @@
 """Any loss on the pairs that `make quickstart` leaves behind.
 
 Claim: none; compare losses in a world whose true reward is known, in half a minute each.
-Data: runs/quickstart/pairs.jsonl, 4,800 pairs with Bradley-Terry labels; 200 held out.
+Data: runs/quickstart/pairs.jsonl, 4,800 pairs with Bradley-Terry labels, and 200 held out,
+  pairs_held_out.jsonl.
 Model: runs/quickstart/sft/export, a LLaMA of 0.94 million parameters.
 Hardware and wall-clock: two CPU cores, about half a minute.
 Command (after `make quickstart`):
@@ -16,7 +17,7 @@ from epa_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
-    """Values of the run: those of the quickstart's DPO."""
+    """Values of the run: IPO, else those of the quickstart's DPO."""
     config = defaults()
     config.workdir = 'runs/quickstart_pairs'
     config.steps = 150

@@ -2,8 +2,8 @@
 
 Claim: EPA with free weak negatives (1:1:2) against DPO (1:1:0) from the same start.
 Model: SmolLM2-135M-Instruct, 4-bit weights dequantised from a GGUF: `make smollm2`.
-Data: 2,312 pairs of the harmless-base test split, 200 held out by a fixed seed. The same
-  file is data_dir harmless-base of Anthropic/hh-rlhf.
+Data: 2,312 pairs of the harmless-base test split, 200 held out by a fixed seed
+  (experiments/README.md says where to get it).
 Hardware and wall-clock: see experiments/results/README.md for what was measured.
 Command (EPA, then DPO):
   python -m epa_jax.train --config=experiments/smollm2_hh.py

@@ -3,7 +3,7 @@
 Claim: EPA 1:3:4 uses rated responses that pairs throw away.
 Model: SmolLM2-135M-Instruct, 4-bit weights dequantised from a GGUF: `make smollm2`.
 Data: 603 prompts with 8 responses and ratings each (CC BY-NC 4.0); 100 held out by a
-  fixed seed. The best response is the chosen one.
+  fixed seed (experiments/README.md). The best response is the chosen one.
 Hardware and wall-clock: see experiments/results/README.md for what was measured.
 Command: python -m epa_jax.train --config=experiments/smollm2_rated.py
 On a CPU add --config.steps=20; on a GPU or TPU add
