@@ -115,8 +115,7 @@ class WandbWriter:
             wandb = importlib.import_module('wandb')
         except ImportError as error:
             raise ConfigError(
-                f'log.wandb={project!r} needs the package wandb: install it, or set '
-                "log.wandb=''"
+                f"log.wandb={project!r} needs wandb: pip install wandb, or set log.wandb=''"
             ) from error
         folder = pathlib.Path(folder)
         id_file = folder / 'wandb_id.txt'

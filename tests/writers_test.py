@@ -103,7 +103,7 @@ def test_only_the_writers_asked_for(tmp_path):
 
 def test_wandb_missing_is_an_error_before_anything_is_touched(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    with pytest.raises(ConfigError, match=r"log\.wandb='mine' needs the package wandb"):
+    with pytest.raises(ConfigError, match=r"log\.wandb='mine' needs wandb: pip"):
         open_writers(tmp_path, LogConfig(wandb='mine'), config={}, restored_step=None)
     assert list(tmp_path.iterdir()) == []
 
