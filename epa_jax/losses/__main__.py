@@ -1,6 +1,7 @@
 """The losses and what each takes; --figure draws them, --markdown prints a table."""
 
 import argparse
+import signal
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -85,4 +86,5 @@ def markdown() -> Iterator[str]:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may leave early
     main()

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 from epa_jax.losses import LOSSES
@@ -27,6 +29,14 @@ def test_the_figure_is_written(tmp_path, capsys, monkeypatch):
 def test_the_readme_shows_the_table(capsys):
     main(['--markdown'])
     assert capsys.readouterr().out.strip() in README.read_text()
+
+
+def test_a_reader_that_leaves_early_is_no_error(repo_root):
+    command = [sys.executable, '-m', 'epa_jax.losses']
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=repo_root, stdout=pipe, stderr=pipe) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b''
 
 
 def test_needs_in_words():
