@@ -1,7 +1,8 @@
 """What alignment with SmolLM2-135M keeps and forgets: the shape of the paper's tables.
 
-Claim: MPO learns the preferences, and likelihood on SFT data and text keeps skills that
-  the preference data do not touch; DPO and IPO lose them.
+Claim: the paper's, that MPO learns the preferences, that likelihood on SFT data and text
+  keeps skills that the preference data do not touch, and that DPO and IPO lose them. What
+  was found, README.md says.
 Command: python -m experiments.papers.mpo.retention (needs `make smollm2`; runs that are
   done are skipped, so it can be stopped and started again), then
   python -m experiments.papers.mpo.tables
@@ -25,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from epa_jax.config import resolve
+from epa_jax.config import changed, resolve
 from epa_jax.formats.load import load_model
 from epa_jax.schema import RunConfig
 from epa_jax.train import train
@@ -117,18 +118,7 @@ def run_config(
         'log.eval_every': 0,
         'log.tensorboard': False,
     }
-    return resolve(config_with(config, values | METHODS[method] | dict(changes)))
-
-
-def config_with(config: Any, values: Mapping[str, Any]) -> Any:
-    """Sets dotted keys."""
-    for key, value in values.items():
-        *groups, last = key.split('.')
-        target = config
-        for group in groups:
-            target = target[group]
-        target[last] = value
-    return config
+    return resolve(changed(config, values | METHODS[method] | dict(changes)))
 
 
 def prepare_bench(
