@@ -16,6 +16,7 @@ EVERYDAY := not parity and not alpaca_eval and not exhaustive and not endurance 
 .PHONY: endurance tpu_compile lock clean
 
 help:
+	@echo 'make env         make or update .venv, which every other target does first'
 	@echo 'make quickstart  train a small model with DPO and EPA in a world of known rewards'
 	@echo 'make notebooks   run experiments/notebooks and keep what they print and draw'
 	@echo 'make test        run the tests'
@@ -78,4 +79,4 @@ lock:
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find epa_jax experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find epa_jax benchmarks experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
