@@ -5,12 +5,13 @@
 #   cuda.sh run [--retries=20] [--poll=30] [--dry-run] -- COMMAND...
 #   cuda.sh run --coordinator=HOST:PORT --processes=N --process=I ... -- COMMAND...
 #
-# setup makes .venv with JAX for CUDA 13 or 12. run runs the command in it, one process for
-# all GPUs of the machine, and again --poll seconds after it left with the code of a
-# preemption (75), at most --retries times, unless a SIGTERM came to this script, which
-# the command gets and after which it ends. With several machines start it on each, with
-# process 0 on HOST and a port that the others reach; COMMAND needs --distributed, and its
-# workdir must be one that all reach. Exit codes: 2 misused, else that of the command.
+# setup makes .venv with JAX for CUDA 13 or 12. run runs the command in it, one process
+# for all GPUs of the machine, and again --poll seconds after it left with the code of a
+# preemption (75) or of a lost process (134), at most --retries times, unless a SIGTERM
+# came to this script, which the command gets and after which it ends. With several
+# machines start it on each, with process 0 on HOST and a port that the others reach;
+# COMMAND needs --distributed, and its workdir must be one that all reach. Exit codes: 2
+# misused, else that of the command.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh

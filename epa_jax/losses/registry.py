@@ -1,7 +1,7 @@
 """The table of losses: every name that `loss.name` may have.
 
 To add one, write the function, add its line here, and add hyperparameters that are new to
-`schema.LossConfig`; `docs/adding_a_loss.md` walks through it.
+`loss_config.LossConfig`; `docs/adding_a_loss.md` walks through it.
 """
 
 import types
