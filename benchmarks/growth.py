@@ -31,6 +31,7 @@ class Point:
 
 
 BASE = Point()
+DEFAULT_SHAPE = 'small'
 AXES: Mapping[str, Sequence[int]] = {
     'n_weak': (0, 1, 2, 4, 8, 16, 32),
     'vocab': (8192, 16384, 32768, 65536, 131072),
@@ -65,6 +66,7 @@ def axis(
         seconds = records.spread(taken[str(value)])
         rows.append(
             {
+                'shape': shape,
                 'axis': name,
                 'value': value,
                 'seconds': seconds.median,
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add('--axes', nargs='*', default=list(AXES), choices=list(AXES))
-    add('--shape', default='small', choices=sorted(task.SHAPES))
+    add('--shape', default=DEFAULT_SHAPE, choices=sorted(task.SHAPES))
     add('--rounds', type=int, default=5)
     add('--out', type=Path, default=RESULTS)
     args = parser.parse_args(argv)
@@ -98,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = axis(name, AXES[name], BASE, args.shape, args.rounds)
         print(records.show(found), flush=True)
         rows += found
-    records.write_csv(args.out, records.merged(args.out, rows, ('axis',)))
+    kept = records.merged(args.out, rows, ('shape', 'axis'), {'shape': DEFAULT_SHAPE})
+    records.write_csv(args.out, kept)
 
 
 if __name__ == '__main__':

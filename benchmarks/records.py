@@ -153,7 +153,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def merged(
-    path: Path, rows: Sequence[Mapping[str, Any]], setting: Sequence[str]
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    setting: Sequence[str],
+    since: Mapping[str, str] | None = None,
 ) -> list[Mapping[str, Any]]:
     """Rows of the file, those of the settings measured anew replaced, if there is a file.
 
@@ -161,6 +164,7 @@ def merged(
       path: a file of `write_csv`, or nothing.
       rows: what was measured now.
       setting: the columns that tell what a row was measured with.
+      since: columns that files of earlier versions lack, with what their rows hold there.
     """
     if not path.is_file():
         return list(rows)
@@ -169,9 +173,14 @@ def merged(
         return tuple(str(row[name]) for name in setting)
 
     with path.open(encoding='utf-8', newline='') as file:
-        before = list(csv.DictReader(file))
+        before = [row | added(row, since or {}) for row in csv.DictReader(file)]
     new = {key(row) for row in rows}
     return [*[row for row in before if key(row) not in new], *rows]
+
+
+def added(row: Mapping[str, str], since: Mapping[str, str]) -> dict[str, str]:
+    """The columns that a row lacks."""
+    return {name: value for name, value in since.items() if name not in row}
 
 
 def _cell(value: Any) -> Any:

@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine.machine())
     rows = measured(args)
     print(records.show(rows))
-    kept = records.merged(args.out, rows, ('model', 'data', 'ratio', 'dtype'))
+    setting = ('model', 'data', 'ratio', 'prompts', 'dtype')
+    kept = records.merged(args.out, rows, setting)
     records.write_csv(args.out, kept)
 
 

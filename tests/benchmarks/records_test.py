@@ -56,6 +56,20 @@ def test_rows_measured_anew_replace_those_of_their_setting(tmp_path):
     assert records.merged(tmp_path / 'none.csv', rows, ('case',)) == rows
 
 
+def test_rows_without_a_column_hold_its_first_value(tmp_path):
+    path = tmp_path / 'table.csv'
+    records.write_csv(path, [{'axis': 'a', 'x': 1}, {'axis': 'b', 'x': 2}])
+    new = [{'shape': 'small', 'axis': 'a', 'x': 3}, {'shape': '1B', 'axis': 'b', 'x': 4}]
+    rows = records.merged(path, new, ('shape', 'axis'), {'shape': 'small'})
+    assert [(r['shape'], r['axis'], int(r['x'])) for r in rows] == [
+        ('small', 'b', 2),
+        ('small', 'a', 3),
+        ('1B', 'b', 4),
+    ]
+    records.write_csv(path, rows)
+    assert records.merged(path, new, ('shape', 'axis'))[0]['x'] == '2'
+
+
 def test_a_table_is_aligned():
     shown = records.show([{'name': 'a', 'value': 1.0}, {'name': 'long', 'value': 20.5}])
     assert io.StringIO(shown).read().splitlines() == [
