@@ -8,6 +8,7 @@ all of them: a contestant may be measured again without the others (--fresh).
 import argparse
 import dataclasses
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import flops, machine, records, task, workload
+from benchmarks import flops, machine, ours, records, task, workload
 from epa_jax.formats.load import load_spec
 
 RESULTS = machine.REPO / 'benchmarks' / 'results'
@@ -28,8 +29,8 @@ CONTESTANTS: Mapping[str, Sequence[str]] = {
     'tunix': (),
 }
 SHOWN = (
-    'model', 'ratio', 'contestant', 'seconds', 'seconds_one_epoch', 'examples_per_second',
-    'peak_gb', 'share_of_matmul', 'versus_trl_dpo',
+    'model', 'ratio', 'contestant', 'variant', 'seconds', 'seconds_one_epoch',
+    'examples_per_second', 'peak_gb', 'share_of_matmul', 'versus_trl_dpo',
 )  # fmt: skip
 
 
@@ -87,13 +88,24 @@ def stem(args: argparse.Namespace) -> str:
     return '-'.join(Path(part).stem for part in parts)
 
 
+def files(
+    folder: Path, contestant: str, args: argparse.Namespace
+) -> tuple[str, list[Path]]:
+    """How the files of a contestant begin, and those that are there."""
+    name = f'{stem(args)}-{contestant}'
+    if args.set and contestant == 'ours':
+        keys = re.sub(r'[^\w.=+-]', '_', ours.variant(ours.keys(args.set)))
+        name += f'-{keys}'
+    return name, list(folder.glob(f'{name}-[0-9]*.jsonl'))
+
+
 def measure(args: argparse.Namespace) -> None:
     """Runs every contestant once a round."""
     folder = args.results / 'step'
     folder.mkdir(parents=True, exist_ok=True)
     if args.fresh:
         for contestant in args.contestants:
-            for path in folder.glob(f'{stem(args)}-{contestant}-[0-9]*.jsonl'):
+            for path in files(folder, contestant, args)[1]:
                 path.unlink()
     with tempfile.TemporaryDirectory() as scratch:
         steps = Path(scratch) / 'steps.jsonl'
@@ -111,8 +123,8 @@ def _one(
     folder: Path,
 ) -> None:
     """One process, whose lines are kept with what was asked of it."""
-    found = len(list(folder.glob(f'{stem(args)}-{contestant}-[0-9]*.jsonl')))
-    path = folder / f'{stem(args)}-{contestant}-{found + 1}.jsonl'
+    name, found = files(folder, contestant, args)
+    path = folder / f'{name}-{len(found) + 1}.jsonl'
     raw = steps.with_name('lines.jsonl')
     print(f'{path.name} ...', flush=True)
     subprocess.run(
@@ -147,12 +159,12 @@ def write_steps(args: argparse.Namespace, path: Path) -> dict[str, float]:
     }
 
 
-def table(files: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def table(processes: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """A row for each setting and contestant, from the lines of their processes."""
     grouped: dict[tuple, list[Sequence[Mapping[str, Any]]]] = {}
-    for lines in files:
+    for lines in processes:
         head = lines[0]
-        names = ('model', 'data', 'prompts', 'dtype', 'ratio', 'contestant')
+        names = ('model', 'data', 'prompts', 'dtype', 'ratio', 'contestant', 'variant')
         grouped.setdefault(tuple(head[name] for name in names), []).append(lines)
     rates: dict[str, list[float]] = {}
     for runs in grouped.values():
@@ -217,8 +229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     print(machine.machine())
     measure(args)
-    files = [records.read(p) for p in sorted((args.results / 'step').glob('*.jsonl'))]
-    rows = table(files)
+    lines = [records.read(p) for p in sorted((args.results / 'step').glob('*.jsonl'))]
+    rows = table(lines)
     records.write_csv(args.results / 'step.csv', rows)
     print(records.show([{k: row[k] for k in SHOWN} for row in rows]))
 

@@ -1,5 +1,6 @@
 """The driver's commands and the table made from lines."""
 
+import csv
 import json
 import sys
 
@@ -74,6 +75,30 @@ def test_the_table_compares_with_trl_s_dpo_reference_included():
     # the best rate that any process of the dtype measured
     assert dpo['share_of_matmul'] == pytest.approx(6e11 / 4.0 / 2e11)
     assert trl['share_of_matmul'] == pytest.approx(12e11 / 20.0 / 2e11)
+
+
+def test_keys_of_our_runs_are_a_setting_of_their_own(tmp_path):
+    full = ['--set', 'model.remat=full', 'reference.path=a/b']
+    args = step.arguments([*BASE, '--model=m', *full])
+    name, found = step.files(tmp_path, 'ours', args)
+    assert name.endswith('-ours-model.remat=full+reference.path=a_b')
+    (tmp_path / f'{name}-1.jsonl').touch()
+    assert len(step.files(tmp_path, 'ours', args)[1]) == 1
+    plain = step.arguments([*BASE, '--model=m'])
+    assert step.files(tmp_path, 'ours', plain)[1] == found == []
+    assert step.files(tmp_path, 'trl', args)[0].endswith('-trl')
+    files = [
+        process('ours', [9.0, 4.0], 1.0, False),
+        process('ours', [9.0, 7.0], 1.0, False, variant='model.remat=full'),
+    ]
+    rows = {row['variant']: row['seconds'] for row in step.table(files)}
+    assert rows == {'plain': 4.0, 'model.remat=full': 7.0}
+
+
+def test_the_committed_table_is_made_of_the_committed_lines():
+    lines = [records.read(path) for path in sorted((step.RESULTS / 'step').glob('*.jsonl'))]
+    with (step.RESULTS / 'step.csv').open(newline='') as file:
+        assert len(list(csv.DictReader(file))) == len(step.table(lines))
 
 
 def test_commands_name_the_interpreter_and_the_same_tokens(tmp_path):
