@@ -207,11 +207,16 @@ def main() -> None:
     if args.start:
         start(args.start, args.until or None)
         return
+    if args.folder.exists():
+        parser.error(
+            f'--folder: {args.folder} is there, and its runs would only go on; '
+            'remove it, or name another'
+        )
     args.folder.mkdir(parents=True)
     print(machine.machine())
     whole, same = compare(args.folder, args.steps, args.every, args.pieces)
     with args.out.open('w', encoding='utf-8', newline='') as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator='\n')
         writer.writerow(['step', 'resident_mib'])
         writer.writerows([step, f'{size / MIB:.1f}'] for step, size in whole.memory)
     print(f'memory rose by {rise(whole.memory):.1f} MiB after the first quarter')

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import soak
 from benchmarks.soak import MIB, compare, resident, rise
 
 
@@ -17,6 +18,13 @@ def test_resident_memory_is_that_of_the_system():
     with open('/proc/self/status') as file:
         (line,) = (text for text in file if text.startswith('VmRSS'))
     assert resident() == pytest.approx(int(line.split()[1]) * 1024, rel=0.05)
+
+
+def test_a_folder_of_an_earlier_soak_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['soak', f'--folder={tmp_path}'])
+    with pytest.raises(SystemExit):
+        soak.main()
+    assert 'is there' in capsys.readouterr().err
 
 
 @pytest.mark.endurance
