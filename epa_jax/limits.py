@@ -8,7 +8,7 @@ CHOICES = {
     'model.param_dtype': ('float32', 'bfloat16'),
     'model.compute_dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'dots', 'full'),
-    'model.attention': ('auto', 'xla', 'pallas', 'splash', 'cudnn'),
+    'model.attention': ('auto', 'xla', 'spans', 'pallas', 'splash', 'cudnn'),
     'reference.mode': ('cached', 'in_step', 'none'),
     'optim.name': ('adamw', 'adafactor', 'rmsprop'),
     'optim.schedule': ('cosine', 'linear', 'constant'),

@@ -117,8 +117,8 @@ class ModelConfig:
       compute_dtype: dtype of matrix products; log-probs are always float32.
       remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' the
         matrix products, 'full' only the layer's input.
-      attention: back end: 'auto' is 'pallas' on a TPU, 'cudnn' on a GPU in 16-bit
-        floats, 'xla' elsewhere (see `models.attention`); what the machine cannot run
+      attention: back end: 'auto' is 'spans' on a CPU, 'pallas' on a TPU, 'cudnn' on a GPU
+        in 16-bit floats, else 'xla' (see `models.attention`); what the machine cannot run
         falls back, with a line in the log.
       logprob_chunk: tokens per row that meet the vocabulary at once; 0 is all where rows
         are split over devices, which then reduce the head's gradient once, and 128 else.

@@ -3,12 +3,13 @@
 | back end | runs on | dense mask [B, T, T] | |
 |---|---|---|---|
 | xla | all | yes | blocks of queries against the keys before them |
+| spans | all | yes | blocks of queries against the keys that they see; for CPUs |
 | pallas | TPU | no | `flash`: skips blocks that no token of a block may see |
 | splash | TPU | no | `splash`: one response a prompt only |
 | cudnn | CUDA GPU | yes | 16-bit floats, heads up to 128 wide; skips what comes later |
 
-'auto' is pallas on a TPU, cudnn on a GPU in 16-bit floats, and xla elsewhere. What the
-machine cannot run falls back, and says so once.
+'auto' is spans on a CPU, pallas on a TPU, and on a GPU cudnn in 16-bit floats, else xla.
+What the machine cannot run falls back, and says so once.
 """
 
 import functools
@@ -21,17 +22,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from epa_jax import sharding
-from epa_jax.models import flash, splash
-from epa_jax.models.contract import product
+from epa_jax.models import flash, query_blocks, splash
 from epa_jax.models.mask import Tokens, visible
 
 log = logging.getLogger(__name__)
 
 # queries [B, T, N, H], keys and values [B, T, M, H] -> [B, T, N, H]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-BACKENDS = ('auto', 'xla', 'pallas', 'splash', 'cudnn')
-BLOCK = 256  # queries per block of the XLA back end
-MAX_BLOCKS = 8  # bounds the size of the compiled program
+BACKENDS = ('auto', 'xla', 'spans', 'pallas', 'splash', 'cudnn')
 CUDNN_WIDEST = 128  # heads of one kernel for all GPUs
 
 
@@ -100,11 +98,19 @@ def prepare(
     platform = 'tpu' if interpret else _platform(mesh)
     chosen = choose(backend, platform, dtype, shared=tokens.branches is not None)
     if chosen in ('xla', 'cudnn'):
-        dense = _blocked if chosen == 'xla' else _cudnn
+        dense = query_blocks.causal if chosen == 'xla' else _cudnn
         return functools.partial(dense, mask_BTT=visible(tokens, sliding_window))
+    rows = sharding.partition(('batch',))
+    heads, shared = (
+        sharding.partition(('batch', None, axis, None)) for axis in ('heads', 'kv_heads')
+    )
+    operands = (heads, shared, shared, rows)
+    if chosen == 'spans':  # devices differ in what their rows need
+        spans = query_blocks.plan_spans(visible(tokens, sliding_window))
+        on_shards = _on_shards(query_blocks.spans, mesh, operands, heads)
+        return lambda q, k, v: on_shards(q, k, v, spans)
     kernel: Callable = flash.attend if chosen == 'pallas' else splash.attend
     block = flash.block_size(tokens.segments.shape[1])
-    rows = sharding.partition(('batch',))
     known: Any = tokens
     if chosen == 'pallas':
         plan = functools.partial(
@@ -114,15 +120,12 @@ def prepare(
     kernel = functools.partial(
         kernel, block=block, sliding_window=sliding_window, interpret=interpret
     )
-    heads, shared = (
-        sharding.partition(('batch', None, axis, None)) for axis in ('heads', 'kv_heads')
-    )
-    on_shards = _on_shards(kernel, mesh, (heads, shared, shared, rows), heads)
+    on_shards = _on_shards(kernel, mesh, operands, heads)
     return lambda q, k, v: on_shards(q, k, v, known)
 
 
 def choose(backend: str, platform: str, dtype: Any, *, shared: bool) -> str:
-    """The back end that runs: 'xla', 'pallas', 'splash' or 'cudnn'.
+    """The back end that runs, not 'auto'.
 
     A line is logged, once, where that is not the one asked for.
 
@@ -141,7 +144,7 @@ def choose(backend: str, platform: str, dtype: Any, *, shared: bool) -> str:
         )
     short = jnp.dtype(dtype).itemsize == 2
     if backend == 'auto':
-        fast = {'tpu': 'pallas', 'gpu': 'cudnn' if short else 'xla'}
+        fast = {'cpu': 'spans', 'tpu': 'pallas', 'gpu': 'cudnn' if short else 'xla'}
         return fast.get(platform, 'xla')
     if backend in ('pallas', 'splash') and platform != 'tpu':
         return _fall_back(backend, 'xla', f'it is a kernel for TPUs, this is a {platform}')
@@ -185,71 +188,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> jax
     if length % 2 or width % 8 or width > CUDNN_WIDEST:
         reason = f'it does not know rows of {length} tokens and heads {width} wide'
         _fall_back('cudnn', 'xla', reason)
-        return _blocked(q, k, v, mask_BTT)
+        return query_blocks.causal(q, k, v, mask_BTT)
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask_BTT[:, None], is_causal=True, implementation='cudnn'
     )
-
-
-def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, mask_BTT: jax.Array) -> jax.Array:
-    """Blocks of queries against the keys up to their end, which halves the work."""
-    batch, length, heads, width = q.shape
-    groups = heads // k.shape[2]
-    q = (q * width**-0.5).reshape(batch, length, -1, groups, width)
-    q = q.transpose(0, 2, 3, 1, 4)  # [B, M, N / M, T, H]
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    block = max(BLOCK, -(-length // MAX_BLOCKS))
-    out = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        out.append(
-            _attend_block(
-                q[:, :, :, start:end],
-                k[:, :, :end],
-                v[:, :, :end],
-                mask_BTT[:, None, None, start:end, :end],
-            )
-        )
-    joined = jnp.concatenate(out, axis=3).transpose(0, 3, 1, 2, 4)
-    return joined.reshape(batch, length, heads, width)
-
-
-@jax.custom_vjp
-def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Queries [B, M, G, Q, H] over keys [B, M, K, H]; nothing of [Q, K] is kept."""
-    return _block_forward(q, k, v, mask)[0]
-
-
-def _scores(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum('bmgqh,bmkh->bmgqk', x, y, preferred_element_type=jnp.float32)
-
-
-def _block_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, tuple]:
-    scores = jnp.where(mask, _scores(q, k), jnp.finfo(jnp.float32).min)
-    highest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    summed = jnp.einsum(
-        'bmgqk,bmkh->bmgqh', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    out = (summed / total).astype(v.dtype)
-    return out, (q, k, v, mask, out, highest + jnp.log(total))
-
-
-def _block_backward(kept: tuple, dout: jax.Array) -> tuple:
-    """Computes the weights anew, which is cheaper than to keep and read them."""
-    q, k, v, mask, out, log_sum = kept
-    probs = jnp.where(mask, jnp.exp(_scores(q, k) - log_sum), 0.0)
-    mean = jnp.sum(
-        dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True
-    )
-    dscores = (probs * (_scores(dout, v) - mean)).astype(q.dtype)
-    dq = product(dscores, 'bmgqk', k, 'bmkh', 'bmgqh')
-    dk = product(dscores, 'bmgqk', q, 'bmgqh', 'bmkh')
-    dv = product(probs.astype(v.dtype), 'bmgqk', dout, 'bmgqh', 'bmkh')
-    return dq, dk, dv, None
-
-
-_attend_block.defvjp(_block_forward, _block_backward)

@@ -16,8 +16,9 @@ from tests import tiny
 from tests.models.mask_test import packed
 
 
+@pytest.mark.parametrize('backend', ['xla', 'spans'])
 @pytest.mark.parametrize('length', [7, 256, 600])
-def test_blocks_equal_plain_attention_with_repeated_heads(length):
+def test_blocks_equal_plain_attention_with_repeated_heads(length, backend):
     rng = np.random.default_rng(0)
     q = jnp.asarray(rng.normal(size=(2, length, 4, 8)), jnp.float32)
     k, v = (jnp.asarray(rng.normal(size=(2, length, 2, 8)), jnp.float32) for _ in 'kv')
@@ -32,7 +33,7 @@ def test_blocks_equal_plain_attention_with_repeated_heads(length):
         return jnp.einsum('bnqk,bknh->bqnh', weights, v)
 
     def ours(q, k, v):
-        return attention.attend(q, k, v, tokens, backend='xla')
+        return attention.attend(q, k, v, tokens, backend=backend)
 
     np.testing.assert_allclose(
         jax.jit(ours)(q, k, v), jax.jit(plain)(q, k, v), rtol=1e-5, atol=1e-5
@@ -50,7 +51,7 @@ def test_blocks_equal_plain_attention_with_repeated_heads(length):
 @pytest.mark.parametrize(
     ('backend', 'platform', 'dtype', 'shared', 'chosen', 'reason'),
     [
-        ('auto', 'cpu', 'float32', True, 'xla', None),
+        ('auto', 'cpu', 'float32', True, 'spans', None),
         ('auto', 'gpu', 'bfloat16', True, 'cudnn', None),
         ('auto', 'gpu', 'float32', True, 'xla', None),
         ('auto', 'tpu', 'float32', True, 'pallas', None),
@@ -95,7 +96,7 @@ def test_cudnn_leaves_heads_and_rows_that_it_does_not_know_to_xla(caplog):
 def test_an_unknown_back_end_is_refused():
     x = jnp.zeros((1, 2, 2, 4))
     tokens = mask.Tokens(*jnp.zeros((3, 1, 2), jnp.int32))
-    message = "attention back end 'flash': expected one of auto, xla, pallas, splash, cudnn"
+    message = "attention back end 'flash': expected one of auto, xla, spans, pallas, splash"
     with pytest.raises(ValueError, match=message):
         attention.attend(x, x, x, tokens, backend='flash')
 
