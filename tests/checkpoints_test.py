@@ -256,6 +256,52 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(opened, tmp_path, victim
         opened(read_only=True).restore(abstract_like(state))
 
 
+DIFFERS = r'checkpoints/1: cannot be read .*not what was saved.* delete'
+
+
+def flip_a_bit_on_disk(folder, content):
+    """Of an array that lies there as it is, since nothing could compress it."""
+    (file,) = (p for p in folder.rglob('*') if p.is_file() and content in p.read_bytes())
+    data = bytearray(file.read_bytes())
+    data[data.index(content) + len(content) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_one_flipped_bit_of_the_state_is_noticed(opened, tmp_path):
+    """Orbax reads it without a word; only the digest tells."""
+    noise = np.random.default_rng(0).integers(0, 2**32, (64, 64), np.uint32).view(np.int32)
+    state = make_state()
+    state = state.replace(params={**state.params, 'noise': jnp.asarray(noise)})
+    first = opened()
+    first.save(1, state, DATA)
+    first.close()
+    flip_a_bit_on_disk(tmp_path / 'checkpoints' / '1', noise.tobytes())
+    with pytest.raises(CheckpointError, match=DIFFERS):
+        opened(read_only=True).restore(abstract_like(state))
+
+
+@pytest.mark.parametrize(
+    ('item', 'old', 'new'),
+    [
+        ('data', '"position": 17', '"position": 16'),
+        ('config', '"beta": 0.1', '"beta": 0.0'),
+    ],
+)
+def test_a_flipped_bit_of_position_or_configuration_is_noticed(
+    opened, tmp_path, item, old, new
+):
+    state = make_state()
+    first = opened(config={'beta': 0.1})
+    first.save(1, state, DATA)
+    first.close()
+    path = tmp_path / 'checkpoints' / '1' / item / 'metadata'
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError, match=DIFFERS):
+        opened(read_only=True).restore(abstract_like(state))
+
+
 def test_a_lost_process_is_no_fault_of_the_folder(opened, monkeypatch):
     """The command then ends with the code that asks to be run again."""
     state = make_state()
