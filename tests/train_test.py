@@ -1,16 +1,18 @@
 """Whole runs: learning, resuming, references, refusals."""
 
+import dataclasses
 import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from epa_jax.config import ConfigError
 from epa_jax.formats.load import load_model
 from epa_jax.guard import GuardError
-from epa_jax.loop import TrainingError
+from epa_jax.loop import Loop, TrainingError
 from epa_jax.train import train
 from tests import small_run
 
@@ -165,6 +167,47 @@ def test_updates_that_are_never_finite_stop_the_run(folder):
         train(run)
     last = lines(folder / 'nan' / 'metrics.jsonl')[-1]
     assert last['skipped_in_a_row'] == 2
+
+
+BAD = 4  # the step whose batch is bad
+
+
+def spoiled(data):
+    """The step with a reference log-prob of one prompt that is no number."""
+    first, *others = data.preference
+    logps = np.array(first.ref_logps)
+    logps[0, 0, 0] = np.nan
+    return data._replace(preference=[dataclasses.replace(first, ref_logps=logps), *others])
+
+
+def test_one_bad_batch_is_skipped_as_if_it_had_not_been(folder, monkeypatch):
+    """Against a run that computes the good batch of this step and takes no update."""
+    update = Loop._update
+
+    def with_bad_batch(loop, data):
+        return update(loop, spoiled(data) if loop.step == BAD - 1 else data)
+
+    def without_batch(loop, data):
+        before = jax.tree.map(jnp.copy, loop.state)
+        metrics = update(loop, data)
+        if loop.step == BAD - 1:
+            loop.state = before
+        return metrics
+
+    results = {}
+    for name, patched in (('bad', with_bad_batch), ('left_out', without_batch)):
+        monkeypatch.setattr(Loop, '_update', patched)
+        run = small_run.config(folder, name, steps=8, max_bad_steps=2, export=False)
+        results[name] = train(run)
+    bad, left_out = results['bad'], results['left_out']
+    jax.tree.map(np.testing.assert_array_equal, bad.params, left_out.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(bad.params))
+    assert bad.summary['eval_last'] == left_out.summary['eval_last']
+    assert (bad.summary['skipped_updates'], left_out.summary['skipped_updates']) == (1, 0)
+    steps = [line for line in lines(bad.folder / 'metrics.jsonl') if 'loss' in line]
+    assert [line['loss'] is None for line in steps] == [n == BAD for n in range(1, 9)]
+    assert [line['skipped_updates'] for line in steps] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert [line['skipped_in_a_row'] for line in steps] == [0, 0, 0, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
