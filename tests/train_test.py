@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import logging
 import math
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from epa_jax.config import ConfigError
 from epa_jax.formats.load import load_model
 from epa_jax.guard import GuardError
 from epa_jax.loop import Loop, TrainingError
-from epa_jax.train import train
+from epa_jax.train import show_log, train
 from tests import small_run
 
 
@@ -228,3 +230,33 @@ def test_what_cannot_work_is_refused_before_training(folder, changes, message):
     with pytest.raises(ConfigError, match=message):
         train(run)
     assert not (folder / 'refused').exists()
+
+
+@pytest.fixture
+def own_log():
+    """The package's log, which is given back as it was."""
+    own = logging.getLogger('epa_jax')
+    handlers, level, propagate = own.handlers[:], own.level, own.propagate
+    absl_level = absl.logging.get_verbosity()
+    yield own
+    own.handlers[:] = handlers
+    own.setLevel(level)
+    own.propagate = propagate
+    absl.logging.set_verbosity(absl_level)
+
+
+@pytest.mark.parametrize(
+    ('process', 'shown'),
+    [(0, ['progress', 'slow', 'wrong']), (1, ['wrong']), (7, ['wrong'])],
+)
+def test_only_the_first_process_has_the_terminal(
+    own_log, monkeypatch, capsys, process, shown
+):
+    monkeypatch.setattr(jax, 'process_index', lambda: process)
+    show_log()
+    log = own_log.getChild('train')
+    log.debug('detail')
+    log.info('progress')
+    log.warning('slow')
+    log.error('wrong')
+    assert capsys.readouterr().err.split() == shown
