@@ -200,7 +200,7 @@ def _run_loop(
     if jax.process_index() == 0:
         progress = make_progress(job.total_steps, first=step or 0, every=job.run.log.every)
         writers = open_writers(
-            folder.path, job.run.log, config=folder.config, restored_step=step
+            folder.path, job.run.log, config=folder.config, restored_step=step, owed=owed
         )
     outputs = Outputs(writers, progress, checkpoints, guards.monitor)
     watchdog = Watchdog(60 * job.run.max_step_minutes)

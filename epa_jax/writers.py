@@ -33,16 +33,22 @@ class JsonlWriter:
       dropped: lines of an earlier start removed on opening.
     """
 
-    def __init__(self, path: str | pathlib.Path, restored_step: int | None = None):
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        restored_step: int | None = None,
+        owed: bool = False,
+    ):
         """Opens the file to append.
 
         Args:
           path: the file.
           restored_step: a run that resumes from this step writes the later ones again, so
             lines beyond it, and a torn last line, are removed; None removes all.
+          owed: it evaluates this step, so an evaluation of it is removed too.
         """
         self._path = pathlib.Path(path)
-        self.dropped = self._trim(restored_step)
+        self.dropped = self._trim(-1 if restored_step is None else restored_step, owed)
         self._file = self._path.open('a', encoding='utf-8')
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -56,23 +62,28 @@ class JsonlWriter:
         """Closes the file."""
         self._file.close()
 
-    def _trim(self, restored_step: int | None) -> int:
+    def _trim(self, last: int, owed: bool) -> int:
         if not self._path.exists():
             return 0
         text = self._path.read_text(encoding='utf-8', errors='replace')
         lines = text.splitlines(keepends=True)
-        last = -1 if restored_step is None else restored_step
-        kept = [line for line in lines if _step_of(line) <= last]
+        kept = [line for line in lines if _is_before(line, last, owed)]
         partial = self._path.with_name(self._path.name + '.partial')
         partial.write_text(''.join(kept), encoding='utf-8')
         os.replace(partial, self._path)
         return len(lines) - len(kept)
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinity for one that is torn, or no line of metrics."""
+def _is_before(line: str, last: int, owed: bool) -> bool:
+    """Whether a line is whole and of what a run that resumes will not write again."""
     found = _metrics_of(line) if line.endswith('\n') else None
-    return math.inf if found is None else found['step']
+    if found is None or found['step'] > last:
+        return False
+    return not (owed and found['step'] == last and _is_evaluation(found))
+
+
+def _is_evaluation(metrics: Mapping[str, Any]) -> bool:
+    return any(name.startswith('eval/') for name in metrics)
 
 
 def _metrics_of(line: str) -> dict[str, Any] | None:
@@ -162,6 +173,7 @@ def open_writers(
     *,
     config: Mapping[str, Any],
     restored_step: int | None,
+    owed: bool = False,
 ) -> Writers:
     """The writers that `log` asks for; call it on the first process only.
 
@@ -170,6 +182,7 @@ def open_writers(
       log: which writers.
       config: flat configuration, shown by W&B.
       restored_step: step of the checkpoint that the run continues from, or None.
+      owed: it begins with the evaluation of that step.
 
     Raises:
       ConfigError: W&B is asked for and not installed.
@@ -179,7 +192,7 @@ def open_writers(
     writers: list[Writer] = []
     if log.wandb:
         writers.append(WandbWriter(log.wandb, folder, config))
-    writers.append(JsonlWriter(folder / 'metrics.jsonl', restored_step))
+    writers.append(JsonlWriter(folder / 'metrics.jsonl', restored_step, owed))
     if log.tensorboard:
         writers.append(TensorBoardWriter(folder / 'tensorboard', restored_step))
     return Writers(writers)
@@ -194,4 +207,4 @@ def read_evaluations(path: str | pathlib.Path) -> list[dict[str, Any]]:
     path = pathlib.Path(path)
     text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     found = [_metrics_of(line) for line in text.splitlines()]
-    return [line for line in found if line and any(n.startswith('eval/') for n in line)]
+    return [line for line in found if line and _is_evaluation(line)]

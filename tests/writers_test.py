@@ -59,6 +59,19 @@ def test_jsonl_resumes_from_the_restored_step(tmp_path, restored_step, kept):
     assert [line['step'] for line in read_lines(path)] == [*kept, 10]
 
 
+def test_jsonl_an_evaluation_that_is_owed_is_not_there_twice(tmp_path):
+    """Written by a start that was killed before the next save."""
+    path = tmp_path / 'metrics.jsonl'
+    for owed, kept in ((False, [1, 2, 2]), (True, [1, 2])):
+        first = JsonlWriter(path)
+        for step, name in ((1, 'eval/loss'), (2, 'loss'), (2, 'eval/loss'), (3, 'loss')):
+            first.write(step, {name: 1.0})
+        first.close()
+        JsonlWriter(path, 2, owed).close()
+        assert [line['step'] for line in read_lines(path)] == kept
+    assert 'loss' in read_lines(path)[-1]
+
+
 def test_jsonl_torn_line_that_looks_whole_is_dropped(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"step": 1, "loss": 0.25}\n{"step": 2, "loss": 0.25}')
