@@ -48,6 +48,17 @@ class Restored(NamedTuple):
     config: dict[str, Any]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves it to `interrupt.Interrupts` to hear of a preemption.
+
+    It would ask JAX by the step at every save. JAX compares such numbers among processes to
+    agree where all of them stop; they would miss the place by two ways of counting.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, one folder per step, written in the background.
 
@@ -88,7 +99,7 @@ class Checkpoints:
         self.config = dict(config or {})
         self._before_save = before_save
         self._best_metric = cfg.best_metric if cfg.keep_best else None
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder,
             options=_options(cfg, read_only),
             item_handlers={

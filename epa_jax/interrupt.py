@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import threading
@@ -28,6 +29,9 @@ STORAGE_ERRORS = (
     errno.ESTALE,
 )
 GO_ON = 'the same command goes on from the newest checkpoint'
+# Counts the questions of this process, which JAX compares among processes. Runs that
+# follow one another share it: to JAX it must never run backwards.
+_QUESTIONS = itertools.count(1)
 
 
 def of_storage(error: OSError) -> str | None:
@@ -56,10 +60,10 @@ class Interrupted(SystemExit):
 class Interrupts:
     """Listens for SIGTERM and Ctrl-C while it is open, in the main thread.
 
-    Before the first step, and after the last, a notice raises `Interrupted` at once.
-    While `deferred`, the loop asks after every step. The processes of `jax.distributed`
-    agree on the step through JAX's preemption service, which takes SIGTERM itself, so a
-    notice to any of them stops all at the same step, the first one at the earliest.
+    Before the loop, and after it, a notice raises `Interrupted` at once. While `deferred`,
+    the loop asks after every step and every batch of an evaluation. The processes of
+    `jax.distributed` agree through JAX's preemption service, which takes SIGTERM itself:
+    a notice to any of them stops all at the same question, so all must ask the same ones.
     """
 
     def __init__(self) -> None:
@@ -98,14 +102,10 @@ class Interrupts:
         if self._notice is not None and not jax.distributed.is_initialized():
             raise self._outside(self._notice)
 
-    def asked(self, step: int) -> bool:
-        """Whether to save and stop now.
-
-        Args:
-          step: updates done. Every process calls this after every step.
-        """
+    def asked(self) -> bool:
+        """Whether to save and stop now; every process calls this as often as the others."""
         if jax.distributed.is_initialized():
-            return ocp.utils.reached_preemption(step)
+            return ocp.utils.reached_preemption(next(_QUESTIONS))
         return self._notice is not None
 
     def stopped(self, step: int, workdir: str) -> Interrupted:

@@ -9,6 +9,8 @@ NLL_s being the mean over all tokens of stream s in the step, however they are p
 
 from collections.abc import Iterable, Mapping
 
+import jax
+
 from epa_jax.data.mixture import Portion
 from epa_jax.frozen import Frozen
 from epa_jax.metrics import finalise
@@ -58,11 +60,15 @@ def measure_streams(
     frozen: Frozen,
     held_out: Mapping[str, Iterable[PackedBatch]],
 ) -> dict[str, float]:
-    """Mean negative log-likelihood per token of held-out text, 'eval/NAME/nll', nats."""
+    """Mean negative log-likelihood per token of held-out text, 'eval/NAME/nll', nats.
+
+    Batches are asked for as `evals.preference.evaluate` does.
+    """
     out: Metrics = {}
     for name, batches in held_out.items():
         for batch in batches:
             nll = programs.nll(params, frozen, programs.place(batch))
             key = f'eval/{name}/nll'
+            jax.block_until_ready(out.get(key))
             out[key] = out[key] + nll if key in out else nll
     return finalise(out)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Iterable, Iterator
 
 import grain
 import jax
@@ -13,7 +14,7 @@ from epa_jax.coupling import sum_up
 from epa_jax.data.mixture import StepData
 from epa_jax.data.packing import real_tokens
 from epa_jax.evals.preference import evaluate
-from epa_jax.interrupt import Interrupts
+from epa_jax.interrupt import Interrupted, Interrupts
 from epa_jax.likelihood import add_streams, measure_streams
 from epa_jax.metrics import finalise
 from epa_jax.monitor import Monitor
@@ -106,8 +107,8 @@ class Loop:
           state: train state of `step`.
           step: updates done.
           interrupts: notices to stop; None listens to none.
-          watchdog: told of every step.
-          owed: the run was stopped before an evaluation that was due at `step`.
+          watchdog: told of every step, and of every batch of an evaluation.
+          owed: the run was stopped before an evaluation that was due at `step` had ended.
         """
         self.interrupts = interrupts or Interrupts()
         self.watchdog = watchdog or Watchdog(0)
@@ -133,7 +134,7 @@ class Loop:
         """
         run = self.job.run
         if self.step == 0 or self.owed:
-            self._evaluate()
+            self._evaluate(batches)
         while self.step < self.job.total_steps:
             with self.out.monitor.waiting(self._pending and self._pending[1]):
                 data = next(batches)
@@ -146,14 +147,14 @@ class Loop:
             self.watchdog.beat()
             self._pending = (self.step, metrics, self._count(data))
             last = self.step == self.job.total_steps
-            asked = self.interrupts.asked(self.step) and not last
-            self.owed = asked and self._due(run.log.eval_every)
-            if last or (self._due(run.log.eval_every) and not asked):
-                self._evaluate()
-            if last or asked or self._due(run.checkpoint.every):
+            self.owed = last or self._due(run.log.eval_every)
+            if self.interrupts.asked():
                 self._save(batches)
-            if asked:
                 raise self.interrupts.stopped(self.step, run.workdir)
+            if self.owed:
+                self._evaluate(batches)
+            if last or self._due(run.checkpoint.every):
+                self._save(batches)
         return self.state
 
     def _due(self, every: int) -> bool:
@@ -229,10 +230,17 @@ class Loop:
         guard.check_start(table, loss, run.model.compute_dtype)
         self._mark = time.perf_counter()
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, batches: grain.DatasetIterator) -> None:
+        """Measures held-out data, or saves what is owed and leaves, where that is asked."""
         self._report()
-        with self.out.monitor.during('evaluation'):
-            metrics = self._measure()
+        self.owed = True
+        try:
+            with self.out.monitor.during('evaluation'):
+                metrics = self._measure()
+        except Interrupted:
+            self._save(batches)
+            raise
+        self.owed = False
         self.out.monitor.compare_processes()
         if metrics:
             self.tally.evaluations[self.step] = metrics
@@ -245,10 +253,20 @@ class Loop:
         job, programs, batches = self.job, self.job.programs, self.job.batches
         metrics = {}
         if batches.held_out is not None:
-            once = batches.held_out.once()
+            once = self._heedful(batches.held_out.once())
             metrics = evaluate(programs, self.state, job.frozen, once)
-        text = {name: data.once() for name, data in batches.held_out_streams.items()}
+        streams = batches.held_out_streams.items()
+        text = {name: self._heedful(data.once()) for name, data in streams}
         return metrics | measure_streams(programs, self.state.params, job.frozen, text)
+
+    def _heedful(self, batches: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
+        """The batches, with a sign of life at each, up to where a stop is asked for."""
+        for batch in batches:
+            self.watchdog.beat()
+            self.out.monitor.beat()
+            if self.interrupts.asked():
+                raise self.interrupts.stopped(self.step, self.job.run.workdir)
+            yield batch
 
     def _save(self, batches: grain.DatasetIterator) -> None:
         self._report()

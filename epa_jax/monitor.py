@@ -72,7 +72,7 @@ class Monitor:
     def during(self, phase: str) -> Iterator[None]:
         """See `Ledger.during`; the heart beats as the phase begins."""
         with self.ledger.during(phase):
-            self._beat()
+            self.beat()
             yield
 
     def waiting(self, metrics: Any) -> contextlib.AbstractContextManager:
@@ -98,9 +98,10 @@ class Monitor:
         if compiled == self._compiled:
             self.times.add(step, seconds)
         self._compiled = compiled
-        self._beat()
+        self.beat()
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """A sign of life in the run folder, see `Heart.beat`."""
         if self._heart is not None:
             self._heart.beat(self._step, self.ledger.phase)
 

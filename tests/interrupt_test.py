@@ -1,11 +1,15 @@
 """A notice to stop: saved, left with its code, continued by the same command."""
 
+import dataclasses
 import os
 import signal
 
 import pytest
 
+from epa_jax import loop as loop_lib
 from epa_jax.interrupt import BY_HAND, RUN_AGAIN, Interrupted, Interrupts
+from epa_jax.loop import Loop
+from epa_jax.train import train
 from tests import small_run
 from tests.processes import command
 
@@ -22,9 +26,9 @@ def test_a_notice_waits_for_the_step_while_deferred(number, code, capfd):
 
     def train():
         with interrupts.deferred():
-            assert not interrupts.asked(1)
+            assert not interrupts.asked()
             send(number)
-            assert interrupts.asked(2)
+            assert interrupts.asked()
             raise interrupts.stopped(2, 'runs/x')
 
     with Interrupts() as interrupts:
@@ -79,32 +83,87 @@ def test_only_a_second_control_c_stops_at_once():
         train()
 
 
-def test_a_stopped_run_owes_its_evaluation_and_ends_as_if_it_had_not(tmp_path, monkeypatch):
-    from epa_jax import loop as loop_lib
-    from epa_jax.train import train
+STORY = {
+    'steps': 8,
+    'log__eval_every': 3,
+    'export': False,
+    'data__eval_examples': 100,  # several batches
+}
 
-    small_run.write(tmp_path, spec=command.SPEC)
-    keys = {'steps': 8, 'log__eval_every': 3, 'export': False}
-    whole = train(small_run.config(tmp_path, 'whole', **keys))
-    update = loop_lib.Loop._update
 
-    def update_then_stop(self, data):
-        if self.step == 5:
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('stopped')
+    small_run.write(folder, pairs=132, spec=command.SPEC)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def whole(folder):
+    """The run that nobody stops."""
+    return train(small_run.config(folder, 'whole', **STORY))
+
+
+def assert_the_same_story(result, expected):
+    ours, theirs = (
+        small_run.computed((each.folder / 'metrics.jsonl').read_text())
+        for each in (result, expected)
+    )
+    assert ours == theirs
+    assert [x['step'] for x in ours if 'eval/loss' in x] == [0, 3, 6, 8]
+
+
+@pytest.mark.parametrize('step', [6, 8])
+def test_a_stopped_run_owes_its_evaluation_and_ends_as_if_it_had_not(
+    folder, whole, monkeypatch, step
+):
+    update = Loop._update
+
+    def update_then_stop(loop, data):
+        if loop.step == step - 1:
             send(signal.SIGTERM)
-        return update(self, data)
+        return update(loop, data)
 
-    cut = small_run.config(tmp_path, 'cut', **keys)
+    run = small_run.config(folder, f'cut{step}', **STORY)
     with monkeypatch.context() as patch:
-        patch.setattr(loop_lib.Loop, '_update', update_then_stop)
-        with pytest.raises(Interrupted, match='SIGTERM: stopped after step 6'):
-            train(cut)
-    ended = train(cut)
+        patch.setattr(Loop, '_update', update_then_stop)
+        with pytest.raises(Interrupted, match=f'SIGTERM: stopped after step {step},'):
+            train(run)
+    assert_the_same_story(train(run), whole)
 
-    def story(result):
-        return small_run.computed((result.folder / 'metrics.jsonl').read_text())
 
-    assert story(ended) == story(whole)
-    assert [x['step'] for x in story(ended) if 'eval/loss' in x] == [0, 3, 6, 8]
+@pytest.mark.parametrize('step', [0, 3, 8])
+def test_an_evaluation_is_left_between_its_batches_and_owed(
+    folder, whole, monkeypatch, step
+):
+    """A notice while its second batch of several is placed: no third one is."""
+    loops, placed = [], []
+    original = loop_lib.evaluate
+
+    def evaluate(programs, *args):
+        if loops[-1].step != step or placed:  # at the first start alone
+            return original(programs, *args)
+
+        def place(batch):
+            placed.append(batch)
+            if len(placed) == 2:
+                send(signal.SIGTERM)
+            return programs.place(batch)
+
+        return original(dataclasses.replace(programs, place=place), *args)
+
+    monkeypatch.setattr(loop_lib, 'evaluate', evaluate)
+    measure = Loop._measure
+    monkeypatch.setattr(Loop, '_measure', lambda x: loops.append(x) or measure(x))
+    run = small_run.config(folder, f'evaluating{step}', **STORY)
+    with pytest.raises(Interrupted, match=f'stopped after step {step}, which') as info:
+        train(run)
+    assert info.value.code == RUN_AGAIN
+    whole_pass = list(loops[-1].job.batches.held_out.once())
+    assert len(placed) == 2 < len(whole_pass)
+    assert_the_same_story(train(run), whole)
+    if step == STORY['steps']:  # which is not saved again
+        assert_the_same_story(train(run), whole)
 
 
 @pytest.mark.exhaustive

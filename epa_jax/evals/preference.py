@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+import jax
+
 from epa_jax.coupling import gather
 from epa_jax.frozen import Frozen
 from epa_jax.metrics import finalise
 from epa_jax.programs import Programs
-from epa_jax.types import PackedBatch, TrainState
+from epa_jax.types import PackedBatch, ResponseTable, TrainState
 
 
 def evaluate(
@@ -18,7 +20,8 @@ def evaluate(
     """Means over all prompts of `batches`, under the names of training with 'eval/'.
 
     All held-out prompts make one table, so that a loss that couples prompts does not
-    depend on how they were packed.
+    depend on how they were packed. A batch is asked for when all but the newest of those
+    before it are computed, so whoever makes them may stop in between.
 
     Args:
       programs: of the run.
@@ -29,9 +32,10 @@ def evaluate(
     Raises:
       ValueError: no batches.
     """
-    tables = [
-        programs.table(state.params, frozen, programs.place(batch)) for batch in batches
-    ]
+    tables: list[ResponseTable] = []
+    for batch in batches:
+        tables.append(programs.table(state.params, frozen, programs.place(batch)))
+        jax.block_until_ready(tables[-2:-1])
     if not tables:
         raise ValueError('evaluation without examples: set data.eval or data.eval_examples')
     metrics = finalise(programs.measure(gather(tables).table, state.loss_state))
