@@ -14,6 +14,8 @@ from epa_jax.interrupt import GO_ON, RUN_AGAIN
 class Watchdog:
     """While it is open, `beat` must be called at least so often; measured monotonically.
 
+    It may be opened again.
+
     Attributes:
       seconds: longest time between two beats; 0 allows any.
     """
@@ -34,6 +36,7 @@ class Watchdog:
 
     def __enter__(self) -> 'Watchdog':
         self.beat()
+        self._closed.clear()  # it may have been open before
         if self.seconds > 0:
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
@@ -59,8 +62,8 @@ class Watchdog:
             if silence < self.seconds:
                 continue
             print(
-                f'no step has ended for {silence:.0f} s (max_step_minutes), perhaps '
-                f'because another process hangs; {GO_ON}. Where every thread is:',
+                f'no step or batch has ended for {silence:.0f} s (max_step_minutes), '
+                f'perhaps because another process hangs; {GO_ON}. Where every thread is:',
                 file=sys.stderr,
                 flush=True,
             )

@@ -22,7 +22,7 @@ def test_a_process_that_hangs_is_ended_with_its_code_and_says_where():
         [sys.executable, '-c', HANGS], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == RUN_AGAIN
-    assert 'no step has ended for' in done.stderr
+    assert 'no step or batch has ended for' in done.stderr
     assert 'the same command goes on from the newest checkpoint' in done.stderr
     assert 'wait_for_a_peer' in done.stderr
 
@@ -34,6 +34,18 @@ def test_progress_keeps_it_alive():
             time.sleep(0.1)
             watchdog.beat()
     assert codes == []
+
+
+def test_it_may_be_opened_again():
+    codes = []
+    watchdog = Watchdog(0.2, end=codes.append)
+    with watchdog:
+        pass
+    time.sleep(0.3)
+    assert codes == []
+    with watchdog:
+        time.sleep(0.5)
+    assert codes == [RUN_AGAIN]
 
 
 def test_a_clock_that_is_set_does_not_matter(monkeypatch):
