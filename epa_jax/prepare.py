@@ -1,9 +1,10 @@
 """From a configuration to everything that a run needs before its first step."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -43,6 +44,19 @@ from epa_jax.weights import Weights, flops_per_token, load_reference, load_weigh
 log = logging.getLogger(__name__)
 
 GPU_VOCAB_BLOCK = 16384
+
+# Told of the steps of a run and of its data report when only the reference's pass is left
+# to do, which it surrounds. What it yields is called after every batch of the pass.
+Attend: TypeAlias = Callable[
+    [int, Mapping[str, Any]], contextlib.AbstractContextManager[Callable[[], None]]
+]
+
+
+@contextlib.contextmanager
+def _unattended(
+    total_steps: int, report: Mapping[str, Any]
+) -> Iterator[Callable[[], None]]:
+    yield lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +137,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     streams: Sequence[Stream] = (),
     losses: Mapping[str, LossDef] = LOSSES,
+    attend: Attend = _unattended,
 ) -> Job:
     """Loads the model, caches the reference and builds the step's programs.
 
@@ -132,6 +147,7 @@ def prepare(
       tokenizer: that of the model.
       streams: text beside the preference data.
       losses: that `loss.name` may name.
+      attend: what watches over the reference's pass.
 
     Raises:
       ConfigError: keys that the model, the devices or the data contradict.
@@ -154,11 +170,12 @@ def prepare(
     optimizer, schedule = make_optimizer(run.optim, total_steps)
     mode = run.reference.mode if loss.needs_reference else 'none'
     reference = None if mode == 'none' else load_reference(run, weights, mesh)
-    if mode == 'cached':
-        own = weights.base if reference is None else reference
-        cache = CachedReference(run, objective, own, mesh)
-        batches = _with_reference(batches, cache, run.reference.cache_file, total_steps)
-        reference = None
+    with attend(total_steps, report) as alive:
+        if mode == 'cached':
+            own = weights.base if reference is None else reference
+            cache = CachedReference(run, objective, own, mesh, alive)
+            batches = _with_reference(batches, cache, total_steps)
+            reference = None
     frozen = weights.frozen(reference, in_step=mode == 'in_step')
     abstract = programs_lib.abstract_state(
         weights.trained, optimizer, mesh, loss.nothing_carried()
@@ -187,11 +204,10 @@ def prepare(
     )
 
 
-def _with_reference(
-    batches: Batches, cache: CachedReference, cache_file: str, total_steps: int
-) -> Batches:
+def _with_reference(batches: Batches, cache: CachedReference, total_steps: int) -> Batches:
     """The batches with reference log-probs of all that the run will visit."""
     data, held_out = batches.train.preference, batches.held_out
+    cache_file = cache.run.reference.cache_file
     data = cache.attach(data, data.visits.first(total_steps), cache_file)
     held_out = held_out and cache.attach(held_out, held_out.visits.everything())
     train = dataclasses.replace(batches.train, preference=data)

@@ -1,5 +1,6 @@
 """Reference log-probs computed once, kept in a file that is found again by content."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from epa_jax import storage
 from epa_jax.types import Params, TokenGroup
 
 FORMAT = '1'  # raise it when the meaning of a cache file changes
+LEFT_SECONDS = 3600  # no write of one file takes so long
 
 
 class StaleCacheError(ValueError):
@@ -88,6 +90,11 @@ def cache_path(cache_dir: str, made_from: dict[str, str]) -> storage.AnyPath:
     return storage.path(cache_dir) / f'ref_logps-{name}.safetensors'
 
 
+def unfinished(path: storage.AnyPath) -> storage.AnyPath:
+    """Where what is known of a cache file is kept until all of it is."""
+    return path.with_name(f'{path.name}.unfinished')
+
+
 def save(path: storage.AnyPath, logps: np.ndarray, made_from: dict[str, str]) -> None:
     """Writes a cache file; an interrupted write leaves none."""
     if not isinstance(path, pathlib.Path):
@@ -101,6 +108,19 @@ def save(path: storage.AnyPath, logps: np.ndarray, made_from: dict[str, str]) ->
     # not save_file, whose error for a full disk is none of the operating system's
     partial.write_bytes(safetensors.numpy.save({'ref_logps': logps}, metadata=made_from))
     os.replace(partial, path)
+    _remove_leftovers(path)
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+    """What killed runs were writing; others that share the folder may be writing too.
+
+    Ages are told by times of the folder's own disk, so no clock of a machine matters.
+    """
+    now = path.stat().st_mtime
+    for file in path.parent.glob('ref_logps-*.partial'):
+        with contextlib.suppress(FileNotFoundError):  # just finished, or another was faster
+            if now - file.stat().st_mtime > LEFT_SECONDS:
+                file.unlink()
 
 
 def load(

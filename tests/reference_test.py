@@ -1,5 +1,8 @@
 """Cached log-probs: found by content, refused when stale."""
 
+import os
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +67,19 @@ def test_round_trip_and_identity(tmp_path):
     assert reference.cache_path(str(tmp_path / 'cache'), other) != path
     desensitised = reference.identity(tiny.params(), 'float32', 0.5, GROUPS)
     assert reference.cache_path(str(tmp_path / 'cache'), desensitised) != path
+
+
+def test_what_killed_runs_were_writing_is_removed(tmp_path):
+    made_from = reference.identity(tiny.params(), 'float32', 1.0, GROUPS)
+    names = ('ref_logps-a.safetensors.7.partial', 'ref_logps-b.8.partial', 'x.partial')
+    old, new, other = (tmp_path / name for name in names)
+    for path in (old, new, other):
+        path.touch()
+        age = 0 if path == new else reference.LEFT_SECONDS + 60
+        os.utime(path, (time.time() - age,) * 2)
+    path = tmp_path / 'ref_logps-c.safetensors'
+    reference.save(path, np.zeros((2, 2), np.float32), made_from)
+    assert set(tmp_path.iterdir()) == {path, new, other}  # which may be another run's
 
 
 def test_stale_and_broken_files_are_refused(tmp_path):
