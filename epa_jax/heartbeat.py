@@ -30,7 +30,7 @@ class Beat:
 
     Attributes:
       step: updates done.
-      total_steps: of the run.
+      total_steps: of the run; 0 while it reads its data.
       phase: what was going on, see `goodput.PHASES`; at the end 'done', 'failed' when an
         error ended the run, 'stopped' when something else did.
       process: index of the process.
@@ -52,6 +52,9 @@ class Heart:
     """Writes the beats of this process, at most one every `EVERY` seconds in a phase.
 
     The loop itself writes them, so that a run which hangs stops beating.
+
+    Attributes:
+      total_steps: of the run.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Heart:
         self._path = path_of(folder, jax.process_index())
         for partial in self._path.parent.glob(f'{self._path.name}.*.partial'):
             partial.unlink(missing_ok=True)
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._clock = clock
         self._last = -math.inf
         self._phase = ''
@@ -87,7 +90,7 @@ class Heart:
         self._last, self._phase = now, phase
         beat = Beat(
             step=step,
-            total_steps=self._total_steps,
+            total_steps=self.total_steps,
             phase=phase,
             process=jax.process_index(),
             processes=jax.process_count(),

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 RUN_AGAIN = 75  # EX_TEMPFAIL: the same command goes on from what is saved
 BY_HAND = 128 + signal.SIGINT  # what shells call a program ended by Ctrl-C
@@ -100,12 +100,12 @@ class Interrupts:
         finally:
             self._deferred = False
         if self._notice is not None and not jax.distributed.is_initialized():
-            raise self._outside(self._notice)
+            raise self.outside()
 
     def asked(self) -> bool:
         """Whether to save and stop now; every process calls this as often as the others."""
         if jax.distributed.is_initialized():
-            return ocp.utils.reached_preemption(next(_QUESTIONS))
+            return multihost_utils.reached_preemption_sync_point(next(_QUESTIONS))
         return self._notice is not None
 
     def stopped(self, step: int, workdir: str) -> Interrupted:
@@ -115,8 +115,9 @@ class Interrupts:
         message = f'{name}: stopped after step {step}, which {workdir} holds; {GO_ON}'
         return Interrupted(BY_HAND if by_hand else RUN_AGAIN, message)
 
-    def _outside(self, number: int) -> Interrupted:
+    def outside(self) -> Interrupted:
         """What to raise where there is no step to save."""
+        number = self._notice or signal.SIGTERM  # perhaps to another process
         message = f'{signal.Signals(number).name}: stopped outside of training; {GO_ON}'
         return Interrupted(BY_HAND if number == signal.SIGINT else RUN_AGAIN, message)
 
@@ -131,7 +132,7 @@ class Interrupts:
         if jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)  # to the preemption service
         elif not self._deferred:
-            raise self._outside(number)
+            raise self.outside()
         again = '; Ctrl-C again stops at once' if number == signal.SIGINT else ''
         # not the log: this may run in the middle of a write to it
         os.write(2, f'\n{name}: saving after this step, then stopping{again}\n'.encode())

@@ -34,6 +34,7 @@ class Monitor:
         """
         self.ledger = Ledger(compiling)
         self.times = StepTimes()
+        self._profile = range(0)
         self._profiler = Profiler(pathlib.Path(), range(0))
         self._heart: Heart | None = None
         self._step = 0
@@ -41,20 +42,16 @@ class Monitor:
         self._waited = 0.0
 
     @contextlib.contextmanager
-    def writing(
-        self, folder: pathlib.Path, total_steps: int, profile: range = range(0)
-    ) -> Iterator[None]:
+    def writing(self, folder: pathlib.Path, profile: range = range(0)) -> Iterator[None]:
         """Writes heartbeats, logs and traces into a run folder while the block lasts.
 
         Args:
           folder: the run folder.
-          total_steps: of the run.
           profile: steps to trace.
         """
-        if profile and profile.start > total_steps:
-            log.warning('log.profile_steps: the run ends before, at step %d', total_steps)
+        self._profile = profile
         self._profiler = Profiler(folder / 'profile', profile)
-        self._heart = Heart(folder, total_steps)
+        self._heart = Heart(folder, 0)
         self._heart.beat(0, self.ledger.phase, force=True)
         phase = 'stopped'
         try:
@@ -67,6 +64,14 @@ class Monitor:
         finally:
             self._profiler.close()
             self._heart.beat(self._step, phase, force=True)
+
+    def expect(self, total_steps: int) -> None:
+        """Tells how long the run is, once that is known."""
+        if self._profile and self._profile.start > total_steps:
+            log.warning('log.profile_steps: the run ends before, at step %d', total_steps)
+        if self._heart is not None:
+            self._heart.total_steps = total_steps
+            self._heart.beat(self._step, self.ledger.phase, force=True)
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:

@@ -105,10 +105,15 @@ class RunFolder:
         if self._mirror:
             self._mirror.remove()
 
+    def begun(self) -> bool:
+        """Whether an earlier start wrote here."""
+        return (self.path / 'config.json').is_file()
+
     def start(self) -> None:
         """Writes config.json and adds this start to environment.json.
 
-        Called when everything is ready, so that a refused run leaves no folder behind.
+        Called when everything is ready but the reference's log-probs, so that a refused run
+        leaves no folder behind.
         With several processes only the first one writes.
         """
         if jax.process_index() == 0:

@@ -5,13 +5,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import absl.logging
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from epa_jax.attendance import Guards, attended
 from epa_jax.checkpoints import CheckpointError, Checkpoints
 from epa_jax.config import ConfigError, check_flags, parse_flags, profile_steps, resolve
 from epa_jax.data.fingerprint import check_data, data_fingerprint
@@ -79,18 +80,6 @@ class TrainResult:
     summary: dict[str, Any]
 
 
-class Guards(NamedTuple):
-    """What watches over a run.
-
-    Attributes:
-      interrupts: requests to stop.
-      monitor: goodput, heartbeats and logs.
-    """
-
-    interrupts: Interrupts
-    monitor: Monitor
-
-
 def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult:
     """Runs, or resumes, a whole run.
 
@@ -109,7 +98,8 @@ def train(run: RunConfig, losses: Mapping[str, LossDef] = LOSSES) -> TrainResult
         loss_of(run, losses)  # what cannot work is refused before any work
         folder = open_run_folder(run)
         with folder.mirrored():
-            return _in_folder(run, losses, folder, Guards(interrupts, monitor))
+            watchdog = Watchdog(60 * run.max_step_minutes)
+            return _in_folder(run, losses, folder, Guards(interrupts, monitor, watchdog))
 
 
 def _in_folder(
@@ -117,19 +107,16 @@ def _in_folder(
 ) -> TrainResult:
     """`train`, alone in the open run folder."""
     loss = loss_of(run, losses)
-    tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
-    datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
-    streams = load_streams(run, tokenizer, {e.prompt_key for e in datasets.held_out})
-    job = prepare(run, datasets, tokenizer, streams, losses)
-    folder.start()
-    if jax.process_index() == 0:
-        folder.write_data_report(job.report)
-    texts = [part for stream in streams for part in (stream.train, stream.held_out)]
-    made_from = data_fingerprint([datasets.train, datasets.held_out, *texts])
-    if job.weights.lora is not None:
-        made_from |= base_fingerprint(job.weights.base)
     profile = profile_steps(run.log.profile_steps)
-    with guards.monitor.writing(folder.path, job.total_steps, profile):
+    with attended(guards, folder, profile) as attend:
+        tokenizer = load_tokenizer(run.model.tokenizer or run.model.path)
+        datasets = load_datasets(run.data, tokenizer, min_strong=loss.needs.min_strong)
+        streams = load_streams(run, tokenizer, {e.prompt_key for e in datasets.held_out})
+        job = prepare(run, datasets, tokenizer, streams, losses, attend)
+        texts = [part for stream in streams for part in (stream.train, stream.held_out)]
+        made_from = data_fingerprint([datasets.train, datasets.held_out, *texts])
+        if job.weights.lora is not None:
+            made_from |= base_fingerprint(job.weights.base)
         return _run(job, folder, guards, made_from)
 
 
@@ -203,10 +190,9 @@ def _run_loop(
             folder.path, job.run.log, config=folder.config, restored_step=step, owed=owed
         )
     outputs = Outputs(writers, progress, checkpoints, guards.monitor)
-    watchdog = Watchdog(60 * job.run.max_step_minutes)
-    loop = Loop(job, outputs, state, step or 0, guards.interrupts, watchdog, owed)
+    loop = Loop(job, outputs, state, step or 0, guards.interrupts, guards.watchdog, owed)
     try:
-        with guards.interrupts.deferred(), watchdog:
+        with guards.interrupts.deferred(), guards.watchdog:
             try:
                 with guards.monitor.during('step'):
                     loop.run(batches)

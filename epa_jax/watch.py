@@ -3,8 +3,8 @@
 Prints a line for each process whenever its heartbeat changes. Exit status: 0 when all
 processes are done (with --once: alive or done), 1 when one is stale, 2 when there is no
 such run or a heartbeat cannot be read, 3 when one has failed. A launcher can restart the
-run by it. Reading data and caching the reference come before the first heartbeat: --stale
-must be longer than they take.
+run by it. Nothing beats while data and model are read, nor while a step compiles or an
+export is written: --stale must be longer than each of them takes.
 """
 
 import argparse

@@ -105,13 +105,15 @@ def test_a_run_that_ends_early_says_so(folder, monkeypatch, error, phase):
 
 def test_a_run_that_lost_a_process_has_not_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    with pytest.raises(jax.errors.JaxRuntimeError), Monitor().writing(tmp_path, 5):
+    with pytest.raises(jax.errors.JaxRuntimeError), Monitor().writing(tmp_path):
         raise jax.errors.JaxRuntimeError('UNAVAILABLE: task 1 is gone')
     assert read_beat(path_of(tmp_path, 0)).phase == 'stopped'
 
 
 def test_traces_beyond_the_end_are_announced(tmp_path, caplog):
-    with Monitor().writing(tmp_path, 5, range(6, 9)):
+    monitor = Monitor()
+    with monitor.writing(tmp_path, range(6, 9)):
+        monitor.expect(5)
         assert 'the run ends before, at step 5' in caplog.text
 
 
