@@ -310,8 +310,7 @@ class RunConfig:
       epochs: passes over the training examples; ignored when `steps` is set.
       steps: optimiser steps; 0 follows `epochs`.
       max_bad_steps: non-finite updates in a row that stop the run.
-      max_step_minutes: a step, or a batch of an evaluation or of the reference's pass,
-        that hangs so long ends the run; 0 never.
+      max_step_minutes: a step (or batch measured) that hangs so long ends the run; 0 never.
       step0_guard: check at step 0 that a policy equal to its reference has the loss it
         must have.
       export: write a Hugging Face folder at the end; with `lora`, of the adapters, in
