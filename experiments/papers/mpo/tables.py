@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from experiments.papers.common import COLOURS, arguments, panels, save, write_csv
 
@@ -152,28 +153,47 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Retention against preference accuracy: a point a run, larger for larger rates."""
-    figure, axes = panels(len(SHOWN))
-    lrs = sorted({row['lr'] for row in rows})
-    for ax, (key, title) in zip(axes, SHOWN.items(), strict=True):
-        for method in dict.fromkeys(row['method'] for row in rows):
-            for row in (r for r in rows if r['method'] == method):
-                first = row is next(r for r in rows if r['method'] == method)
-                ax.errorbar(
-                    row['accuracy'],
-                    row[key],
-                    row[f'{key}_error'],
-                    color=COLOUR[method],
-                    marker='o',
-                    markersize=4 + 3 * lrs.index(row['lr']),
-                    linestyle='none',
-                    label=method if first else None,
-                )
-        ax.axhline(0, color='black', linewidth=0.6)
+    """What is learned and kept at each rate: a point a run, a line through means."""
+    titles = {'accuracy': 'accuracy on held-out pairs', **SHOWN}
+    del titles['kl_sft']  # it goes as that on prompts of pairs does
+    figure, axes = panels(len(titles))
+    methods = list(dict.fromkeys(row['method'] for row in rows))
+    rates = sorted({row['lr'] for row in rows})
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        for i, method in enumerate(methods):
+            mine = [row for row in rows if row['method'] == method]
+            shift = 1.04 ** (i - len(methods) // 2)  # so that error bars lie side by side
+            _points(ax, mine, key, shift, method)
+            lrs = sorted({row['lr'] for row in mine})
+            means = [np.mean([r[key] for r in mine if r['lr'] == lr]) for lr in lrs]
+            ax.plot(np.array(lrs) * shift, means, color=COLOUR[method], linewidth=1)
+        ax.axhline(0.5 if key == 'accuracy' else 0, color='black', linewidth=0.6)
+        ax.set(xscale='log', xlabel='learning rate')
+        ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
+        ax.set_xticks([], minor=True)
         ax.set_title(title, loc='left', fontsize=9)
-        ax.set_xlabel('accuracy on held-out pairs')
-    axes[2].legend(frameon=False, fontsize=7, loc='upper left')  # KL grows to the right
+        if key.startswith('kl'):
+            ax.set_yscale('log')
+        if key.endswith('nll'):
+            ax.set_yscale('symlog', linthresh=0.1)
+    axes[-1].legend(frameon=False, fontsize=7, loc='upper left')
     save(figure, file)
+
+
+def _points(
+    ax: Axes, rows: Sequence[Mapping[str, Any]], key: str, shift: float, label: str
+) -> None:
+    ax.errorbar(
+        [row['lr'] * shift for row in rows],
+        [row[key] for row in rows],
+        [row[f'{key}_error'] for row in rows],
+        color=COLOUR[label],
+        marker='o',
+        markersize=3.5,
+        elinewidth=0.8,
+        linestyle='none',
+        label=label,
+    )
 
 
 def main() -> None:
