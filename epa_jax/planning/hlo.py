@@ -3,6 +3,9 @@
 XLA's own cost analysis counts the body of a loop once; here what is inside a loop counts
 as often as the loop runs. How often is read off its condition. A loop whose bound is data,
 such as that over chunks of scored tokens, counts `dynamic_trips` times.
+
+TPUs have no reduce-scatter: the compiler fuses an all-reduce with the slice that a device
+keeps of it, and sends what a reduce-scatter would. It counts as one.
 """
 
 import dataclasses
@@ -55,7 +58,8 @@ class Collective:
       group: devices that take part together.
       count: how often it runs in one call of the program.
       in_loop: inside a loop.
-      overlapped: started apart from its end, or fused with a computation.
+      overlapped: started apart from its end, or fused with a computation other than the
+        slice that makes it a reduce-scatter.
       crosses: leaves its slice, where there are several.
       source: the operation of the program that it comes from.
     """
@@ -193,23 +197,38 @@ def _walk(
     dynamic: int,
     fused: bool,
 ) -> Iterator[tuple[Op, int, int, bool]]:
-    """Every instruction with how often it runs and how many loops it is in."""
-    for op in found.get(name, ()):
-        yield op, times, loops, fused
-        called = _called(op.rest)
-        inner, depth = times, loops
-        if op.opcode == 'while':
-            condition = re.search(r'condition=%?([\w.\-]+)', op.rest)
-            body = re.search(r'body=%?([\w.\-]+)', op.rest)
-            trips = trip_count(
-                found.get(condition[1], []) if condition else [],
-                found.get(body[1], []) if body else [],
-                op.rest,
-            )
-            inner, depth = times * (dynamic if trips is None else trips), loops + 1
-        within = fused or op.opcode in ('fusion', 'async-start')
-        for other in called:
-            yield from _walk(found, other, inner, depth, dynamic, within)
+    """Every instruction with how often it runs, how many loops it is in, and if fused."""
+    here = found.get(name, [])
+    for op in here:
+        yield _scattered(op, here) or op, times, loops, fused
+        loop = op.opcode == 'while'
+        inner = times * (_trips(found, op, dynamic) if loop else 1)
+        for other in _called(op.rest):
+            inside = found.get(other, [])
+            alone = any(_scattered(one, inside) for one in inside)
+            within = fused or op.opcode == 'async-start'
+            within |= op.opcode == 'fusion' and not alone
+            yield from _walk(found, other, inner, loops + loop, dynamic, within)
+
+
+def _trips(found: Mapping[str, list[Op]], loop: Op, dynamic: int) -> int:
+    condition = re.search(r'condition=%?([\w.\-]+)', loop.rest)
+    body = re.search(r'body=%?([\w.\-]+)', loop.rest)
+    trips = trip_count(
+        found.get(condition[1], []) if condition else [],
+        found.get(body[1], []) if body else [],
+        loop.rest,
+    )
+    return dynamic if trips is None else trips
+
+
+def _scattered(op: Op, body: Sequence[Op]) -> Op | None:
+    """The reduce-scatter that an all-reduce is if nothing but its slice leaves a fusion."""
+    if op.opcode != 'all-reduce' or body[-1].opcode != 'dynamic-slice':
+        return None
+    if _operands(body[-1].rest)[:1] != [op.name]:
+        return None
+    return dataclasses.replace(op, opcode='reduce-scatter', shape=body[-1].shape)
 
 
 def _called(rest: str) -> list[str]:
