@@ -35,6 +35,10 @@ HBM is what a chip needs / what it has. Lengths are assumed (see the recipes). T
 files hold everything.
 
 """
+EARLIER = """
+Plans without a commit are of earlier recipes and count a fused reduce-scatter as an
+all-reduce; `--again` makes them anew.
+"""
 COLUMNS = (
     'recipe', 'machine', 'HBM, GB', 'MFU', 'tokens/s', 's/step', 'hours', 'US $', 'binds',
     'made', 'commit', 'libtpu',
@@ -60,12 +64,14 @@ def row(recipe: str, machine: str, data: dict[str, Any]) -> str:
 def write_table() -> None:
     """README.md of all plans that are there."""
     lines = [f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
-    for recipe in RECIPES:
-        for machine in MACHINES:
-            path = PLANS / f'{recipe}.{machine}.json'
-            if path.is_file():
-                lines.append(row(recipe, machine, json.loads(path.read_text())))
-    (PLANS / 'README.md').write_text(HEAD + '\n'.join(lines) + '\n')
+    note = ''
+    for recipe, machine in itertools.product(RECIPES, MACHINES):
+        path = PLANS / f'{recipe}.{machine}.json'
+        if path.is_file():
+            data = json.loads(path.read_text())
+            lines.append(row(recipe, machine, data))
+            note = note if data.get('code') else EARLIER
+    (PLANS / 'README.md').write_text(HEAD + '\n'.join(lines) + '\n' + note)
 
 
 def made(recipe: str, machine: str) -> dict[str, Any]:
