@@ -5,7 +5,7 @@ Claim: none yet; a recipe with a plan. What a plan says of each machine is in
 Model: Meta-Llama-3-8B, under its own licence; weights as a Hugging Face folder at
   models/Meta-Llama-3-8B, or --config.model.path=FOLDER.
 Data: UltraFeedback, 63,967 prompts; assumed lengths 200 tokens a prompt, 300 a
-  response (plan.*), rows of 3,072 tokens, 4,096 on v5p.
+  response (plan.*), rows of 3,072 tokens.
 Hardware: v5e-16, v5e-64, v5p-8 or v5p-64, named after the file.
 Command, on every machine of the slice (docs/tpu.md): python -m epa_jax.train \
   --distributed --config=experiments/llama3_8b_epa.py:v5e-16

@@ -22,5 +22,5 @@ def get_config(machine: str = 'v5e-16') -> ConfigDict:
     config = recipes.base(machine, 'llama3_8b')
     config.workdir = 'runs/llama3_8b_mpo'
     config.model.path = 'models/Meta-Llama-3-8B'
-    recipes.mpo_on_hh_rlhf(config)
+    recipes.mpo_on_hh_rlhf(config, machine)
     return config

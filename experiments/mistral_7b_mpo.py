@@ -22,5 +22,5 @@ def get_config(machine: str = 'v5e-16') -> ConfigDict:
     config = recipes.base(machine, 'mistral_7b')
     config.workdir = 'runs/mistral_7b_mpo'
     config.model.path = 'models/Mistral-7B-v0.1'
-    recipes.mpo_on_hh_rlhf(config)
+    recipes.mpo_on_hh_rlhf(config, machine)
     return config

@@ -41,7 +41,9 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
     """Keeps of each operand what the gradient of the other needs, if that is wanted."""
     kept = (a.value if b.perturbed else None, b.value if a.perturbed else None)
-    return contract(equation, a.value, b.value, dtype), kept
+    _parse(equation)
+    # a plain product, which a policy of rematerialisation knows as one and may keep
+    return jnp.einsum(equation, a.value, b.value, preferred_element_type=dtype), kept
 
 
 def _backward(

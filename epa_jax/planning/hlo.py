@@ -3,15 +3,17 @@
 XLA's own cost analysis counts the body of a loop once; here what is inside a loop counts
 as often as the loop runs. How often is read off its condition. A loop whose bound is data,
 such as that over chunks of scored tokens, counts `dynamic_trips` times.
+
+TPUs have no reduce-scatter: the compiler fuses an all-reduce with the slice that a device
+keeps of it, and sends what a reduce-scatter would. It counts as one.
 """
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
+from epa_jax.planning.groups import first_group
 
 KINDS = (
     'all-gather',
@@ -56,7 +58,8 @@ class Collective:
       group: devices that take part together.
       count: how often it runs in one call of the program.
       in_loop: inside a loop.
-      overlapped: started apart from its end, or fused with a computation.
+      overlapped: started apart from its end, or fused with a computation other than the
+        slice that makes it a reduce-scatter.
       crosses: leaves its slice, where there are several.
       source: the operation of the program that it comes from.
     """
@@ -194,23 +197,38 @@ def _walk(
     dynamic: int,
     fused: bool,
 ) -> Iterator[tuple[Op, int, int, bool]]:
-    """Every instruction with how often it runs and how many loops it is in."""
-    for op in found.get(name, ()):
-        yield op, times, loops, fused
-        called = _called(op.rest)
-        inner, depth = times, loops
-        if op.opcode == 'while':
-            condition = re.search(r'condition=%?([\w.\-]+)', op.rest)
-            body = re.search(r'body=%?([\w.\-]+)', op.rest)
-            trips = trip_count(
-                found.get(condition[1], []) if condition else [],
-                found.get(body[1], []) if body else [],
-                op.rest,
-            )
-            inner, depth = times * (dynamic if trips is None else trips), loops + 1
-        within = fused or op.opcode in ('fusion', 'async-start')
-        for other in called:
-            yield from _walk(found, other, inner, depth, dynamic, within)
+    """Every instruction with how often it runs, how many loops it is in, and if fused."""
+    here = found.get(name, [])
+    for op in here:
+        yield _scattered(op, here) or op, times, loops, fused
+        loop = op.opcode == 'while'
+        inner = times * (_trips(found, op, dynamic) if loop else 1)
+        for other in _called(op.rest):
+            inside = found.get(other, [])
+            alone = any(_scattered(one, inside) for one in inside)
+            within = fused or op.opcode == 'async-start'
+            within |= op.opcode == 'fusion' and not alone
+            yield from _walk(found, other, inner, loops + loop, dynamic, within)
+
+
+def _trips(found: Mapping[str, list[Op]], loop: Op, dynamic: int) -> int:
+    condition = re.search(r'condition=%?([\w.\-]+)', loop.rest)
+    body = re.search(r'body=%?([\w.\-]+)', loop.rest)
+    trips = trip_count(
+        found.get(condition[1], []) if condition else [],
+        found.get(body[1], []) if body else [],
+        loop.rest,
+    )
+    return dynamic if trips is None else trips
+
+
+def _scattered(op: Op, body: Sequence[Op]) -> Op | None:
+    """The reduce-scatter that an all-reduce is if nothing but its slice leaves a fusion."""
+    if op.opcode != 'all-reduce' or body[-1].opcode != 'dynamic-slice':
+        return None
+    if _operands(body[-1].rest)[:1] != [op.name]:
+        return None
+    return dataclasses.replace(op, opcode='reduce-scatter', shape=body[-1].shape)
 
 
 def _called(rest: str) -> list[str]:
@@ -251,40 +269,3 @@ def _moved(kind: str, sizes: list[int], started: bool, group: int) -> int:
     if started and kind in ('all-gather', 'collective-permute'):
         return max(sizes)
     return sum(sizes)
-
-
-def first_group(attributes: str, size: int) -> list[int]:
-    """The devices of the first group of a collective, from any of XLA's notations."""
-    pairs = re.search(r'source_target_pairs=\{(.*?)\}\}', attributes)
-    if pairs:
-        return _ring(pairs[1] + '}')
-    mesh = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', attributes)
-    if mesh:
-        axes = dict(re.findall(r"'?([\w.\-]+)'?=(\d+)", mesh[1]))
-        names = [name.strip(" '") for name in mesh[2].split(',')]
-        return _mesh_group({k: int(v) for k, v in axes.items()}, names)
-    iota = re.search(
-        r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes
-    )
-    if iota:
-        ids = np.arange(int(iota[1]) * int(iota[2])).reshape(_numbers(iota[3]))
-        ids = ids.transpose(_numbers(iota[4])) if iota[4] else ids
-        return ids.reshape(-1)[: int(iota[2])].tolist()
-    listed = re.search(r'replica_groups=\{\{([\d,]+)\}', attributes)
-    return list(_numbers(listed[1])) if listed else list(range(size))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(','))
-
-
-def _mesh_group(axes: Mapping[str, int], names: Sequence[str]) -> list[int]:
-    ids = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
-    where = tuple(slice(None) if name in names else 0 for name in axes)
-    return ids[where].reshape(-1).tolist()
-
-
-def _ring(text: str) -> list[int]:
-    """Those that pass something on; at least two where anybody does."""
-    pairs = [_numbers(pair) for pair in re.findall(r'\{(\d+,\d+)\}?', text)]
-    return sorted(set(itertools.chain.from_iterable(pairs)))

@@ -2,12 +2,14 @@
 
 Needs libtpu (`pip install 'epa_jax[plan]'`), no TPU; minutes of compilation each. Writes
 experiments/plans/RECIPE.MACHINE.json and a table of all of them, README.md. Plans that are
-there are kept; delete a file to make it anew.
+there are kept; --again makes them anew.
 """
 
 import argparse
 import datetime
 import importlib
+import importlib.metadata
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import jax
 from epa_jax.config import resolve
 from epa_jax.plan import plan
 from epa_jax.planning.topology import parse
+from epa_jax.run_folder import code_version
 from epa_jax.train import show_log
 from experiments.tpu.recipes import MACHINES
 
@@ -31,9 +34,15 @@ here was run on a TPU: memory and collectives are the compiler's, time is the ro
 HBM is what a chip needs / what it has. Lengths are assumed (see the recipes). The JSON
 files hold everything.
 
-| recipe | machine | HBM, GB | MFU | tokens/s | s/step | hours | US $ | binds | made |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
+EARLIER = """
+Plans without a commit are of earlier recipes and count a fused reduce-scatter as an
+all-reduce; `--again` makes them anew.
+"""
+COLUMNS = (
+    'recipe', 'machine', 'HBM, GB', 'MFU', 'tokens/s', 's/step', 'hours', 'US $', 'binds',
+    'made', 'commit', 'libtpu',
+)  # fmt: skip
 
 
 def row(recipe: str, machine: str, data: dict[str, Any]) -> str:
@@ -41,24 +50,36 @@ def row(recipe: str, machine: str, data: dict[str, Any]) -> str:
     memory, cost = data['memory'], data['cost']
     needed = f'{memory["needed"] / 1e9:.1f} / {memory["capacity"] / 1e9:.1f}'
     if not memory['fits']:
-        return f'| {recipe} | {machine} | {needed}: does not fit |  |  |  |  |  |  |  |'
+        return f'| {recipe} | {machine} | {needed}: does not fit |' + 9 * '  |'
+    commit = (data.get('code') or {}).get('commit', '')[:7]
     hours = cost['hours'] + cost['reference_hours']
     return (
         f'| {recipe} | {machine} | {needed} | {cost["mfu"]:.0%} | '
         f'{cost["tokens_per_second"]:,.0f} | {cost["step_seconds"]:.2f} | {hours:.1f} | '
-        f'{cost["dollars"]:,.0f} | {data["roofline"]["binds"]} | {data["made"]} |'
+        f'{cost["dollars"]:,.0f} | {data["roofline"]["binds"]} | {data["made"]} | '
+        f'{commit} | {data["versions"].get("libtpu", "")} |'
     )
 
 
 def write_table() -> None:
     """README.md of all plans that are there."""
-    lines = []
-    for recipe in RECIPES:
-        for machine in MACHINES:
-            path = PLANS / f'{recipe}.{machine}.json'
-            if path.is_file():
-                lines.append(row(recipe, machine, json.loads(path.read_text())))
-    (PLANS / 'README.md').write_text(HEAD + '\n'.join(lines) + '\n')
+    lines = [f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
+    note = ''
+    for recipe, machine in itertools.product(RECIPES, MACHINES):
+        path = PLANS / f'{recipe}.{machine}.json'
+        if path.is_file():
+            data = json.loads(path.read_text())
+            lines.append(row(recipe, machine, data))
+            note = note if data.get('code') else EARLIER
+    (PLANS / 'README.md').write_text(HEAD + '\n'.join(lines) + '\n' + note)
+
+
+def made(recipe: str, machine: str) -> dict[str, Any]:
+    """A plan and its date."""
+    print(f'{recipe} on {machine}', flush=True)
+    module = importlib.import_module(f'experiments.{recipe}')
+    data = plan(resolve(module.get_config(machine)), parse(machine))
+    return data | {'made': datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
 def main() -> None:
@@ -66,20 +87,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Plans every recipe for every machine.')
     parser.add_argument('--recipes', nargs='+', default=RECIPES, choices=RECIPES)
     parser.add_argument('--machines', nargs='+', default=MACHINES, choices=MACHINES)
+    parser.add_argument('--again', action='store_true', help='also those that are there')
     args = parser.parse_args()
     jax.config.update('jax_platforms', 'cpu')
     show_log()
     PLANS.mkdir(exist_ok=True)
-    for recipe in args.recipes:
-        module = importlib.import_module(f'experiments.{recipe}')
-        for machine in args.machines:
-            path = PLANS / f'{recipe}.{machine}.json'
-            if path.is_file():
-                continue
-            print(f'{recipe} on {machine}', flush=True)
-            data = plan(resolve(module.get_config(machine)), parse(machine))
-            data['made'] = datetime.datetime.now(datetime.UTC).date().isoformat()
-            data['versions'] = {'jax': jax.__version__}
+    code = code_version(Path(__file__))  # before plans change the working tree
+    versions = {name: importlib.metadata.version(name) for name in ('jax', 'libtpu')}
+    for recipe, machine in itertools.product(args.recipes, args.machines):
+        path = PLANS / f'{recipe}.{machine}.json'
+        if args.again or not path.is_file():
+            data = made(recipe, machine) | {'versions': versions, 'code': code}
             path.write_text(json.dumps(data, indent=1) + '\n')
             write_table()
 

@@ -1,6 +1,7 @@
 """The decoder: what may not change its output, and the shape of its parameters."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,19 @@ def test_rematerialisation_changes_no_gradient(remat):
         gradient(remat),
         gradient('none'),
     )
+
+
+@pytest.mark.parametrize(('remat', 'products'), [('none', 21), ('dots', 21), ('full', 27)])
+def test_kept_products_are_not_computed_again(remat, products):
+    """Of a layer's seven matrices: forward, two gradients, and again all but the last."""
+    tokens = np.zeros((2, 9))
+    compute = Compute(remat=remat)
+    traced = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(hidden(p, tokens, compute=compute))))
+    found = re.findall(
+        r'dot_general\[\s*dimension_numbers=\(\(\[[^]]*\], \[[^]]*\]\), \(\[\], \[\]\)\)',
+        str(traced(tiny.params())),
+    )
+    assert len(found) == products
 
 
 def test_unknown_rematerialisation_is_refused():
