@@ -22,7 +22,6 @@ PENDING = {
     'benchmarks/results/growth.csv',
     'benchmarks/results/factors.csv',
     'benchmarks/results/memory_remat.csv',
-    'benchmarks/results/soak.csv',
 }
 
 
