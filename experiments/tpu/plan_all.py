@@ -1,8 +1,8 @@
 """Plans every recipe for every machine: python -m experiments.tpu.plan_all
 
-Needs libtpu (`pip install 'epa_jax[plan]'`), no TPU; minutes of compilation each. Writes
-experiments/plans/RECIPE.MACHINE.json and a table of all of them, README.md. Plans that are
-there are kept; --again makes them anew.
+Needs libtpu (`pip install -c constraints.txt -e '.[plan]'`), no TPU; minutes of compilation
+each. Writes experiments/plans/RECIPE.MACHINE.json and a table of all of them, README.md.
+Plans that are there are kept; --again makes them anew.
 """
 
 import argparse
@@ -35,10 +35,6 @@ HBM is what a chip needs / what it has. Lengths are assumed (see the recipes). T
 files hold everything.
 
 """
-EARLIER = """
-Plans without a commit are of earlier recipes and count a fused reduce-scatter as an
-all-reduce; `--again` makes them anew.
-"""
 COLUMNS = (
     'recipe', 'machine', 'HBM, GB', 'MFU', 'tokens/s', 's/step', 'hours', 'US $', 'binds',
     'made', 'commit', 'libtpu',
@@ -51,27 +47,25 @@ def row(recipe: str, machine: str, data: dict[str, Any]) -> str:
     needed = f'{memory["needed"] / 1e9:.1f} / {memory["capacity"] / 1e9:.1f}'
     if not memory['fits']:
         return f'| {recipe} | {machine} | {needed}: does not fit |' + 9 * '  |'
-    commit = (data.get('code') or {}).get('commit', '')[:7]
+    commit = data['code']['commit'][:7]
     hours = cost['hours'] + cost['reference_hours']
     return (
         f'| {recipe} | {machine} | {needed} | {cost["mfu"]:.0%} | '
         f'{cost["tokens_per_second"]:,.0f} | {cost["step_seconds"]:.2f} | {hours:.1f} | '
         f'{cost["dollars"]:,.0f} | {data["roofline"]["binds"]} | {data["made"]} | '
-        f'{commit} | {data["versions"].get("libtpu", "")} |'
+        f'{commit} | {data["versions"]["libtpu"]} |'
     )
 
 
 def write_table() -> None:
     """README.md of all plans that are there."""
     lines = [f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
-    note = ''
     for recipe, machine in itertools.product(RECIPES, MACHINES):
         path = PLANS / f'{recipe}.{machine}.json'
         if path.is_file():
             data = json.loads(path.read_text())
             lines.append(row(recipe, machine, data))
-            note = note if data.get('code') else EARLIER
-    (PLANS / 'README.md').write_text(HEAD + '\n'.join(lines) + '\n' + note)
+    (PLANS / 'README.md').write_text(HEAD + '\n'.join(lines) + '\n')
 
 
 def made(recipe: str, machine: str) -> dict[str, Any]:
