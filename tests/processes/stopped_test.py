@@ -12,7 +12,8 @@ from tests.processes import command
 
 pytestmark = pytest.mark.exhaustive
 
-KEYS = ('steps=40', 'data.eval_examples=300', 'log.eval_every=20', 'export=False')
+# JAX's service takes seconds to tell all processes of a notice: the run must last longer
+KEYS = ('steps=160', 'data.eval_examples=300', 'log.eval_every=10', 'export=False')
 
 
 @pytest.fixture(scope='module')

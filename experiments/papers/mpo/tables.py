@@ -172,8 +172,8 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
         ax.set_xticks([], minor=True)
         ax.set_title(title, loc='left', fontsize=9)
-        if key.startswith('kl'):
-            ax.set_yscale('log')
+        if key.startswith('kl'):  # estimates near 0 may be negative
+            ax.set_yscale('symlog', linthresh=1)
         if key.endswith('nll'):
             ax.set_yscale('symlog', linthresh=0.1)
     axes[-1].legend(frameon=False, fontsize=7, loc='upper left')
