@@ -167,16 +167,17 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             lrs = sorted({row['lr'] for row in mine})
             means = [np.mean([r[key] for r in mine if r['lr'] == lr]) for lr in lrs]
             ax.plot(np.array(lrs) * shift, means, color=COLOUR[method], linewidth=1)
-        ax.axhline(0.5 if key == 'accuracy' else 0, color='black', linewidth=0.6)
+        if not key.startswith('kl'):
+            ax.axhline(0.5 if key == 'accuracy' else 0, color='black', linewidth=0.6)
+        elif min(row[key] for row in rows) > 0:  # an estimate near 0 may be negative
+            ax.set_yscale('log')
         ax.set(xscale='log', xlabel='learning rate')
         ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
         ax.set_xticks([], minor=True)
         ax.set_title(title, loc='left', fontsize=9)
-        if key.startswith('kl'):  # estimates near 0 may be negative
-            ax.set_yscale('symlog', linthresh=1)
         if key.endswith('nll'):
             ax.set_yscale('symlog', linthresh=0.1)
-    axes[-1].legend(frameon=False, fontsize=7, loc='upper left')
+    axes[1].legend(frameon=False, fontsize=7, loc='lower left')
     save(figure, file)
 
 
