@@ -1,5 +1,6 @@
-"""Joins the processes of one run through JAX's own runtime."""
+"""Joins the processes of one run through JAX's own runtime, and shares out work."""
 
+import itertools
 import os
 
 import jax
@@ -51,6 +52,18 @@ def _number(name: str) -> int | None:
     if not text.isdigit():
         raise ConfigError(f'{name}={text!r}: expected a number')
     return int(text)
+
+
+def own_part(count: int) -> slice:
+    """The part of `count` things in a row that this process is to do."""
+    return parts(count)[jax.process_index()]
+
+
+def parts(count: int) -> list[slice]:
+    """The parts of all processes, as equal as can be, in order."""
+    processes = jax.process_count()
+    ends = [count * index // processes for index in range(processes + 1)]
+    return [slice(*part) for part in itertools.pairwise(ends)]
 
 
 def lost_peer(error: BaseException) -> bool:

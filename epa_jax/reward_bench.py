@@ -15,7 +15,8 @@ import numpy as np
 from epa_jax import sharding
 from epa_jax.commands import evals_file, show_errors
 from epa_jax.config import ConfigError
-from epa_jax.data.sources import DataError, read_examples, records
+from epa_jax.data.examples import read_examples
+from epa_jax.data.sources import DataError, records
 from epa_jax.evals.pair_accuracy import (
     SECTIONS,
     Accuracy,

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from epa_jax.config import ConfigError
-from epa_jax.distributed import connect, lost_peer
+from epa_jax.distributed import connect, lost_peer, own_part
 
 
 @pytest.fixture
@@ -56,3 +56,15 @@ def test_only_a_peer_can_be_lost(monkeypatch, processes, message, lost):
     monkeypatch.setattr(jax, 'process_count', lambda: processes)
     assert lost_peer(jax.errors.JaxRuntimeError(message)) is lost
     assert not lost_peer(RuntimeError(message))
+
+
+@pytest.mark.parametrize(('count', 'processes'), [(10, 3), (2, 4), (0, 2), (7, 1)])
+def test_parts_make_the_whole(monkeypatch, count, processes):
+    monkeypatch.setattr(jax, 'process_count', lambda: processes)
+    found = []
+    for index in range(processes):
+        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+        part = range(count)[own_part(count)]
+        assert len(part) in (count // processes, -(-count // processes))
+        found += part
+    assert found == list(range(count))

@@ -9,8 +9,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from epa_jax.config import ConfigError
-from epa_jax.data.exchange import Share, exchange, own_part
-from epa_jax.data.sources import DataError, ReadReport, records
+from epa_jax.data.examples import ReadReport
+from epa_jax.data.exchange import Share, exchange
+from epa_jax.data.sources import DataError, records
 from epa_jax.strict_json import JsonError, shown
 from epa_jax.types import Role, TokenExample
 
@@ -26,22 +27,23 @@ class Document:
 
 
 def read_documents(
-    source: str, key: str, *, bad_lines: str = 'error', limit: int = 0
+    source: str, key: str, *, bad_lines: str = 'error', limit: int = 0, own: bool = False
 ) -> tuple[list[Document], ReadReport]:
     """Reads the texts of a source.
 
     Args:
-      source: as for `sources.read_examples`; records hold a text each.
+      source: as for `sources.records`; records hold a text each.
       key: under which key.
       bad_lines: 'error', or 'skip' to skip and count.
       limit: read at most this many; 0 reads all.
+      own: read this process's part alone, which may hold none.
 
     Raises:
       DataError: a source that cannot be opened, a bad record, or no text at all.
     """
     report = ReadReport(source)
     documents: list[Document] = []
-    for origin, record in records(source):
+    for origin, record in records(source, own=own):
         if limit and len(documents) == limit:
             break
         reason = _fault(record, key)
@@ -53,11 +55,10 @@ def read_documents(
                 "pretrain.text_key, or skip and count such lines with data.bad_lines='skip'"
             )
         else:
-            report.skipped[reason] += 1
-            report.first_skipped.setdefault(reason, origin)
-    if not documents:
-        raise DataError(f'{source}: no texts; {sum(report.skipped.values())} bad lines')
+            report.skip(reason, origin)
     report.read = len(documents)
+    if not own:
+        report.require('texts')
     return documents, report
 
 
@@ -74,21 +75,17 @@ def _fault(record: object, key: str) -> str | None:
     return None if record[key].strip() else f'{key} is empty'
 
 
-def split_documents(
-    documents: Sequence[Document], count: int, seed: int, key: str
-) -> tuple[list[Document], list[Document]]:
-    """Takes `count` documents out at random: the others, and those.
+def held_out_places(total: int, count: int, seed: int, key: str) -> set[int]:
+    """Chooses `count` of `total` documents at random.
 
     Raises:
       ConfigError: nothing would remain; the message names the configuration's `key`.
     """
-    if count >= len(documents):
+    if count >= total:
         raise ConfigError(
-            f'{key}={count}: only {len(documents)} documents in all, none would remain'
+            f'{key}={count}: only {total} documents in all, none would remain'
         )
-    out = set(random.Random(seed).sample(range(len(documents)), count))
-    kept = [d for i, d in enumerate(documents) if i not in out]
-    return kept, [documents[i] for i in sorted(out)]
+    return set(random.Random(seed).sample(range(total), count))
 
 
 def sequences(
@@ -101,11 +98,10 @@ def sequences(
 
     A document starts with the beginning-of-sequence token (end-of-sequence where the
     tokenizer has none) and, if asked, ends with end-of-sequence. What does not fit goes
-    on in another sequence, which starts with the last token of the one before. Each
-    process makes those of its part of the documents and gets those of the others.
+    on in another sequence, which starts with the last token of the one before.
 
     Args:
-      documents: the texts.
+      documents: the texts of this process; those of the others are in what is returned.
       tokenizer: of the model; it has an end-of-sequence token.
       max_tokens: 2 or more.
       append_eos: see `schema.PretrainConfig`.
@@ -113,7 +109,7 @@ def sequences(
     eos = int(tokenizer.eos_token_id)
     lead = eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
     out = []
-    for document, ids in _encoded(documents[own_part(len(documents))], tokenizer):
+    for document, ids in _encoded(documents, tokenizer):
         whole = np.array([lead, *ids, *([eos] if append_eos else [])], np.int32)
         for start in range(0, len(whole) - 1, max_tokens - 1):
             out.append(_sequence(whole[start : start + max_tokens], document.origin))

@@ -1,4 +1,4 @@
-"""Token examples of all processes from the share that each has made."""
+"""What each process has read and made, given to all of them."""
 
 import dataclasses
 import io
@@ -16,7 +16,8 @@ from epa_jax.data.sources import DataError
 from epa_jax.types import TokenExample
 
 ROUND_BYTES = 2**26  # sent at once, over all processes
-KINDS = {kind.__name__: kind for kind in (ConfigError, DataError)}
+Error = ConfigError | DataError
+KINDS: dict[str, type[Error]] = {kind.__name__: kind for kind in (ConfigError, DataError)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,7 @@ class Share:
 
     examples: Sequence[TokenExample]
     report: dict[str, Any]
-    error: ConfigError | DataError | None = None
-
-
-def own_part(count: int) -> slice:
-    """The part of `count` records in a row that this process is to make."""
-    processes, index = jax.process_count(), jax.process_index()
-    return slice(count * index // processes, count * (index + 1) // processes)
+    error: Error | None = None
 
 
 def exchange(share: Share) -> list[Share]:
@@ -55,15 +50,42 @@ def exchange(share: Share) -> list[Share]:
     return shares
 
 
+def exchange_words(words: Any, error: Error | None = None) -> list[Any]:
+    """The JSON values of all processes, in order; every process calls it.
+
+    Args:
+      words: a small JSON value.
+      error: why this process has none, or None.
+
+    Raises:
+      ConfigError, DataError: that of the first process that gives one.
+    """
+    found = [[words, _named(error)]]
+    if jax.process_count() > 1:
+        sent = json.dumps(found[0]).encode()
+        found = [json.loads(data) for data in _gather(sent)]
+    for _, named in found:
+        if named is not None:
+            raise _error(named)
+    return [words for words, _ in found]
+
+
+def _named(error: Error | None) -> list[str] | None:
+    return None if error is None else [type(error).__name__, str(error)]
+
+
+def _error(named: list[str]) -> Error:
+    return KINDS[named[0]](named[1])
+
+
 def to_bytes(share: Share) -> bytes:
     """A share as arrays of numbers; nothing in it can be code."""
     examples = share.examples
     sequences = [ids for e in examples for ids in (e.prompt_ids, *e.response_ids)]
-    error = share.error
     words = {
         'origins': [e.origin for e in examples],
         'report': share.report,
-        'error': None if error is None else [type(error).__name__, str(error)],
+        'error': _named(share.error),
     }
     file = io.BytesIO()
     np.savez(
@@ -99,7 +121,7 @@ def from_bytes(data: bytes) -> Share:
         )
         for i, count in enumerate(counts.tolist())
     ]
-    error = words['error'] and KINDS[words['error'][0]](words['error'][1])
+    error = words['error'] and _error(words['error'])
     return Share(examples, words['report'], error)
 
 

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from epa_jax.config import ConfigError
+from epa_jax.data.examples import ReadReport, read_examples
 from epa_jax.data.negatives import strong_candidates
-from epa_jax.data.sources import ReadReport, read_examples
+from epa_jax.data.reading import Reading, read_parts
 from epa_jax.data.tokenise import TokeniseReport, prompt_key, tokenise
 from epa_jax.schema import DataConfig
 from epa_jax.types import Example, TokenExample
@@ -44,6 +45,8 @@ def load_datasets(
 ) -> Datasets:
     """Reads, splits and tokenises the examples of a run.
 
+    Each process reads and tokenises its part, and gets the tokens of the others.
+
     Args:
       cfg: the data's configuration.
       tokenizer: of the model.
@@ -55,18 +58,22 @@ def load_datasets(
     """
     split = read_split(cfg, cfg.bad_lines, cfg.split_seed)
     examples = split.train
-    limit = cfg.max_examples or len(examples)
+    room = max(cfg.max_examples - split.before, 0) if cfg.max_examples else len(examples)
     unusable = functools.partial(_lacks_negatives, min_strong)
-    train, report = tokenise(examples[:limit], tokenizer, cfg, unusable=unusable)
-    report.drop(HELD_OUT, [example.origin for example in split.shared])
-    report.drop(BEYOND_LIMIT, [example.origin for example in examples[limit:]])
+    train, report = tokenise(
+        examples[:room],
+        tokenizer,
+        cfg,
+        unusable=unusable,
+        dropped={HELD_OUT: split.shared, BEYOND_LIMIT: examples[room:]},
+    )
     kept, held_out_report = tokenise(split.held_out, tokenizer, cfg, unusable=unusable)
     if not train:
         raise ConfigError(
             f'data.train={cfg.train!r}: no example remains to train on; dropped: '
             f'{dict(report.dropped)}'
         )
-    if split.held_out and not kept:
+    if (cfg.eval or cfg.eval_examples) and not kept:
         raise ConfigError(
             f'no held-out example remains; dropped: {dict(held_out_report.dropped)}'
         )
@@ -88,22 +95,30 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples as text.
+    """Examples as text: of each list, this process's part.
 
     Attributes:
       train: to train on.
       held_out: to evaluate on.
       shared: left out of `train`, for their prompts are held out.
+      before: how many to train on come before these.
       reads: what the sources held.
     """
 
     train: list[Example]
     held_out: list[Example]
     shared: list[Example]
+    before: int
     reads: list[ReadReport]
 
 
-def read_split(cfg: Source, bad_lines: str, seed: int, group: str = 'data') -> Split:
+def read_split(
+    cfg: Source,
+    bad_lines: str,
+    seed: int,
+    group: str = 'data',
+    excluded: Collection[bytes] = (),
+) -> Split:
     """Reads a source, and holds examples out of it or reads those of another.
 
     Args:
@@ -111,44 +126,55 @@ def read_split(cfg: Source, bad_lines: str, seed: int, group: str = 'data') -> S
       bad_lines: as in `schema.DataConfig`.
       seed: of the split.
       group: the configuration's group of these keys, for messages.
+      excluded: keys of prompts that are held out elsewhere.
 
     Raises:
       sources.DataError: data that cannot be read.
-      ConfigError: see `split_examples`.
+      ConfigError: see `held_out_prompts`.
     """
-    examples, read = read_examples(cfg.train, layout=cfg.layout, bad_lines=bad_lines)
+    read = functools.partial(read_examples, layout=cfg.layout, bad_lines=bad_lines)
+
+    def reading(source: str, limit: int = 0) -> Reading[Example]:
+        return read_parts(source, read, _key, 'examples', limit)
+
+    source = reading(cfg.train)
+    reads, held_out, shared = [source.report], list[Example](), set(excluded)
+    chosen = set[bytes]()
     if cfg.eval:
-        held_out, read_too = read_examples(
-            cfg.eval, layout=cfg.layout, bad_lines=bad_lines, limit=cfg.eval_examples
-        )
-        kept, shared = _without_prompts_of(examples, held_out)
-        return Split(kept, held_out, shared, [read, read_too])
-    if cfg.eval_examples:
-        kept, held_out = split_examples(examples, cfg.eval_examples, seed, group)
-        return Split(kept, held_out, [], [read])
-    return Split(examples, [], [], [read])
+        other = reading(cfg.eval, cfg.eval_examples)
+        reads.append(other.report)
+        held_out = other.own
+        shared |= set(other.all_keys)
+    elif cfg.eval_examples:
+        chosen = held_out_prompts(source.all_keys, cfg.eval_examples, seed, group)
+    sides: dict[str, list[Example]] = {'train': [], 'chosen': [], 'shared': []}
+
+    def side(key: bytes) -> str:
+        return 'chosen' if key in chosen else 'shared' if key in shared else 'train'
+
+    for example, key in zip(source.own, source.own_keys, strict=True):
+        sides[side(key)].append(example)
+    before = sum(side(key) == 'train' for key in source.keys_before)
+    held_out = held_out + sides['chosen']
+    return Split(sides['train'], held_out, sides['shared'], before, reads)
 
 
-def split_examples(
-    examples: Sequence[Example], count: int, seed: int, group: str = 'data'
-) -> tuple[list[Example], list[Example]]:
-    """Takes at least `count` examples out at random, whole prompts at a time.
+def held_out_prompts(
+    keys: Sequence[bytes], count: int, seed: int, group: str = 'data'
+) -> set[bytes]:
+    """Chooses prompts at random until they are those of at least `count` examples.
 
     Examples of one prompt stay together, so that no held-out prompt is trained on.
 
     Args:
-      examples: all examples.
-      count: how many to hold out.
+      keys: of the prompts of all examples.
+      count: how many examples to hold out.
       seed: fixes the choice, which does not depend on the order of the examples.
       group: the configuration's group of keys, for messages.
-
-    Returns:
-      The remaining and the held-out examples, each in their order.
 
     Raises:
       ConfigError: nothing would remain.
     """
-    keys = [prompt_key(example.prompt) for example in examples]
     order = sorted(set(keys))
     random.Random(seed).shuffle(order)
     sizes = dict.fromkeys(order, 0)
@@ -161,25 +187,16 @@ def split_examples(
             break
         chosen.add(key)
         total += sizes[key]
-    if total == len(examples):
+    if total == len(keys):
         raise ConfigError(
-            f'{group}.eval_examples={count}: only {len(examples)} examples in all, none '
+            f'{group}.eval_examples={count}: only {len(keys)} examples in all, none '
             'would remain to train on'
         )
-    held_out = [e for e, key in zip(examples, keys, strict=True) if key in chosen]
-    return [e for e, k in zip(examples, keys, strict=True) if k not in chosen], held_out
+    return chosen
 
 
-def _without_prompts_of(
-    examples: Sequence[Example], held_out: Sequence[Example]
-) -> tuple[list[Example], list[Example]]:
-    """Examples whose prompt is not held out, and those whose prompt is."""
-    keys = {prompt_key(example.prompt) for example in held_out}
-    kept: list[Example] = []
-    shared: list[Example] = []
-    for example in examples:
-        (shared if prompt_key(example.prompt) in keys else kept).append(example)
-    return kept, shared
+def _key(example: Example) -> bytes:
+    return prompt_key(example.prompt)
 
 
 def _lacks_negatives(min_strong: int, example: TokenExample) -> str | None:

@@ -36,7 +36,7 @@ def read_prompts(source: str, limit: int = 0) -> list[Prompt]:
     """Reads the prompts of a source.
 
     Args:
-      source: a .txt file with a prompt a line, or as for `sources.read_examples`; records
+      source: a .txt file with a prompt a line, or as for `sources.records`; records
         hold `prompt` (text or messages), `instruction` (AlpacaEval), `turns` (MT-Bench,
         of which the first is taken), or are training examples or samples, whose
         responses are left out.

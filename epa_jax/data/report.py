@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from epa_jax.data.examples import ReadReport
 from epa_jax.data.load import Datasets
 from epa_jax.data.mixture import Mixture
 from epa_jax.data.packing import plan
 from epa_jax.data.pipeline import Pipeline
-from epa_jax.data.sources import ReadReport
 from epa_jax.data.streams import Stream
 from epa_jax.data.tokenise import TokeniseReport
 from epa_jax.types import Role, TokenExample, TokenGroup

@@ -1,8 +1,6 @@
 """Opens data by path or hub name and reads it record by record."""
 
-import collections
 import contextlib
-import dataclasses
 import gzip
 import itertools
 import pathlib
@@ -12,12 +10,13 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 import datasets
+import jax
+from pyarrow import parquet
 
 from epa_jax import storage
-from epa_jax.config import ConfigError
-from epa_jax.data.layouts import LAYOUTS, Record, RecordError, to_example
+from epa_jax.data.layouts import Record
+from epa_jax.distributed import own_part
 from epa_jax.strict_json import JsonError, parse, shown
-from epa_jax.types import Example
 
 MAX_LINE = 1 << 26  # characters of a line
 MAX_BLANK = 1_000_000  # empty lines in a row
@@ -32,71 +31,19 @@ class DataError(ValueError):
     """Data that cannot be read; the message names file, line and reason."""
 
 
-@dataclasses.dataclass
-class ReadReport:
-    """What a source held.
-
-    Attributes:
-      source: as configured.
-      read: examples read.
-      skipped: bad lines by reason, only with `bad_lines='skip'`.
-      first_skipped: where each reason was first met.
-    """
-
-    source: str
-    read: int = 0
-    skipped: collections.Counter[str] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-    first_skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-def read_examples(
-    source: str, *, layout: str = 'auto', bad_lines: str = 'error', limit: int = 0
-) -> tuple[list[Example], ReadReport]:
-    """Reads all examples of a source.
+def records(source: str, own: bool = False) -> Iterator[tuple[str, Any]]:
+    """(where, record) in order; a line that is not JSON is given as its error.
 
     Args:
       source: a .jsonl, .json or .parquet file (JSON possibly .gz), a folder written by
         `datasets.save_to_disk`, either also in a bucket, or a hub name, optionally
         'name:split'.
-      layout: 'auto' or a key of `layouts.LAYOUTS`.
-      bad_lines: 'error', or 'skip' to skip and count.
-      limit: read at most this many examples; 0 reads all.
+      own: those of this process's part alone.
 
     Raises:
-      DataError: a source that cannot be opened, a bad line, or no example at all.
-      ConfigError: an unknown layout.
+      DataError: a source that cannot be opened.
     """
-    if layout != 'auto' and layout not in LAYOUTS:
-        raise ConfigError(
-            f'data.layout={layout!r}: expected auto or one of {", ".join(LAYOUTS)}'
-        )
-    report = ReadReport(source)
-    examples: list[Example] = []
-    for origin, record in records(source):
-        if limit and len(examples) == limit:
-            break
-        try:
-            if isinstance(record, JsonError):
-                raise RecordError(str(record))
-            examples.append(to_example(record, layout, origin))
-        except RecordError as error:
-            if bad_lines == 'error':
-                raise DataError(
-                    f'{origin}: {error}. Mend the line, or skip and count such lines with '
-                    "data.bad_lines='skip'"
-                ) from None
-            report.skipped[str(error)] += 1
-            report.first_skipped.setdefault(str(error), origin)
-    if not examples:
-        raise DataError(f'{source}: no examples; {sum(report.skipped.values())} bad lines')
-    report.read = len(examples)
-    return examples, report
-
-
-def records(source: str) -> Iterator[tuple[str, Any]]:
-    """(where, record) in order; a line that is not JSON is given as its error."""
+    own = own and jax.process_count() > 1
     try:
         path = storage.local(source).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -104,27 +51,35 @@ def records(source: str) -> Iterator[tuple[str, Any]]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f'{shown(source)}: cannot be looked for: {reason}') from None
     if is_folder:
-        yield from _numbered(source, _rows(path))
+        yield from _rows(source, path, own)
     elif is_file:
-        yield from _from_file(path)
+        yield from _from_file(path, own)
     elif _looks_like_a_file(source):
         raise DataError(f'{source}: no such file or folder (in {pathlib.Path.cwd()})')
     else:
-        yield from _numbered(source, _from_hub(source))
+        yield from _selected(source, _from_hub(source), own)
 
 
 def _looks_like_a_file(source: str) -> bool:
     return source.endswith(SUFFIXES) or source.startswith(('/', './', '../', '~'))
 
 
-def _numbered(source: str, rows: Any) -> Iterator[tuple[str, Any]]:
-    for number, row in enumerate(rows, start=1):
+def _numbered(source: str, rows: Any, first: int = 0) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(rows, start=first + 1):
         yield f'{source}:{number}', row
 
 
-def _from_file(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def _selected(source: str, rows: datasets.Dataset, own: bool) -> Iterator[tuple[str, Any]]:
+    first = 0
+    if own:
+        part = own_part(len(rows))
+        first, rows = part.start, rows.select(range(part.start, part.stop))
+    yield from _numbered(source, rows, first)
+
+
+def _from_file(path: pathlib.Path, own: bool) -> Iterator[tuple[str, Any]]:
     if path.name.endswith('.parquet'):
-        yield from _numbered(str(path), _from_parquet(path))
+        yield from _from_parquet(path, own)
         return
     if not path.name.endswith(SUFFIXES):
         raise DataError(f'{path}: expected a file ending in {", ".join(SUFFIXES)}')
@@ -135,26 +90,48 @@ def _from_file(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         # invalid bytes are told from the rest line by line, see `strict_json`
         with opener(path, 'rt', encoding='utf-8-sig', errors='surrogateescape') as file:
             if path.name.removesuffix('.gz').endswith('.json'):
-                yield from _numbered(str(path), _json_list(path, _whole(path, file, most)))
+                rows = _json_list(path, _whole(path, file, most))
+                part = own_part(len(rows)) if own else slice(0, len(rows))
+                yield from _numbered(str(path), rows[part], part.start)
             else:
-                yield from _lines(path, file, most)
+                yield from _records(path, file, most, own)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f'{path}: cannot be read: {error}') from error
 
 
-def _from_parquet(path: pathlib.Path) -> Iterator[Record]:
+def _from_parquet(path: pathlib.Path, own: bool) -> Iterator[tuple[str, Record]]:
     """Rows as they stream from the file; nothing is left in the user's cache."""
     with tempfile.TemporaryDirectory() as cache:
         try:
-            yield from datasets.Dataset.from_parquet(
-                str(path), streaming=True, cache_dir=cache
-            )
+            rows = datasets.Dataset.from_parquet(str(path), streaming=True, cache_dir=cache)
+            part = slice(0, None)
+            if own:
+                part = own_part(parquet.read_metadata(path).num_rows)
+                rows = rows.skip(part.start).take(part.stop - part.start)
+            yield from _numbered(str(path), rows, part.start)
         except Exception as error:  # Arrow raises many kinds over a damaged file
             raise DataError(f'{path}: cannot be read as parquet: {error}') from error
 
 
-def _lines(path: pathlib.Path, file: TextIO, most: int | None) -> Iterator[tuple[str, Any]]:
-    """Records and errors, with never more than a line in memory.
+def _records(
+    path: pathlib.Path, file: TextIO, most: int | None, own: bool
+) -> Iterator[tuple[str, Any]]:
+    """Records and errors; the lines of other processes are counted, not parsed."""
+    part = slice(0, None)
+    if own:
+        part = own_part(sum(1 for _ in _lines(path, file, most)))
+        file.seek(0)
+    lines = enumerate(_lines(path, file, most), start=1)
+    for number, line in itertools.islice(lines, part.start, part.stop):
+        if line:
+            try:
+                yield f'{path}:{number}', parse(line)
+            except JsonError as error:
+                yield f'{path}:{number}', error
+
+
+def _lines(path: pathlib.Path, file: TextIO, most: int | None) -> Iterator[str]:
+    """Lines without blanks at their ends, with never more than one in memory.
 
     Raises:
       DataError: a line of more than `MAX_LINE` characters, or more than `most` in all.
@@ -175,11 +152,7 @@ def _lines(path: pathlib.Path, file: TextIO, most: int | None) -> Iterator[tuple
         blank = 0 if line.strip() else blank + 1
         if blank > MAX_BLANK:
             raise DataError(f'{path}:{number}: more than {MAX_BLANK} empty lines in a row')
-        if not blank:
-            try:
-                yield f'{path}:{number}', parse(line.strip())
-            except JsonError as error:
-                yield f'{path}:{number}', error
+        yield line.strip()
 
 
 def _whole(path: pathlib.Path, file: TextIO, most: int | None) -> str:
@@ -214,10 +187,10 @@ def _json_list(path: pathlib.Path, text: str) -> list[Any]:
     return value
 
 
-def _rows(path: pathlib.Path) -> Iterator[Record]:
+def _rows(source: str, path: pathlib.Path, own: bool) -> Iterator[tuple[str, Record]]:
     found = _from_disk(path)
     try:
-        yield from found
+        yield from _selected(source, found, own)
     except Exception as error:  # Arrow raises many kinds over a damaged file
         raise DataError(f'{path}: cannot be read: {error}') from error
 

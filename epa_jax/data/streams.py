@@ -1,16 +1,18 @@
 """Text whose likelihood is raised beside the preference loss."""
 
 import dataclasses
+import functools
 from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerBase
 
 from epa_jax.config import ConfigError
-from epa_jax.data.documents import read_documents, sequences, split_documents
+from epa_jax.data.documents import Document, held_out_places, read_documents, sequences
+from epa_jax.data.examples import ReadReport
 from epa_jax.data.load import HELD_OUT, read_split
-from epa_jax.data.sources import ReadReport
-from epa_jax.data.tokenise import TokeniseReport, prompt_key, tokenise
-from epa_jax.schema import PretrainConfig, RunConfig, SftConfig
+from epa_jax.data.reading import Reading, read_parts
+from epa_jax.data.tokenise import TokeniseReport, tokenise
+from epa_jax.schema import DataConfig, PretrainConfig, RunConfig, SftConfig
 from epa_jax.types import Example, Role, TokenExample
 
 
@@ -68,11 +70,9 @@ def _sft(
     held_out: Collection[bytes],
 ) -> Stream:
     """Responses to prompts; of several responses the chosen one."""
-    split = read_split(cfg, run.data.bad_lines, run.data.split_seed, 'sft')
-    known = [e for e in split.train if prompt_key(e.prompt) in held_out]
-    wanted = [e for e in split.train if prompt_key(e.prompt) not in held_out]
-    train, report = tokenise([_chosen(e) for e in wanted], tokenizer, run.data)
-    report.drop(HELD_OUT, [e.origin for e in [*known, *split.shared]])
+    split = read_split(cfg, run.data.bad_lines, run.data.split_seed, 'sft', held_out)
+    wanted, dropped = [_chosen(e) for e in split.train], {HELD_OUT: split.shared}
+    train, report = tokenise(wanted, tokenizer, run.data, dropped=dropped)
     kept, kept_report = tokenise([_chosen(e) for e in split.held_out], tokenizer, run.data)
     if not train:
         raise ConfigError(
@@ -96,23 +96,32 @@ def _pretrain(
     cfg: PretrainConfig, run: RunConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Stream:
     """Documents, in sequences of limited length."""
-
-    def read(source: str, limit: int = 0) -> tuple:
-        return read_documents(
-            source, cfg.text_key, bad_lines=run.data.bad_lines, limit=limit
-        )
-
-    documents, report = read(cfg.train)
-    reads = [report]
-    held_out = []
-    if cfg.eval:
-        held_out, report = read(cfg.eval, cfg.eval_examples)
-        reads.append(report)
-    elif cfg.eval_examples:
-        documents, held_out = split_documents(
-            documents, cfg.eval_examples, run.data.split_seed, 'pretrain.eval_examples'
-        )
-    train = sequences(documents, tokenizer, cfg.max_tokens, cfg.append_eos)
+    train_on, held_out, reads = _split_documents(cfg, run.data)
+    train = sequences(train_on, tokenizer, cfg.max_tokens, cfg.append_eos)
     kept = sequences(held_out, tokenizer, cfg.max_tokens, cfg.append_eos)
     fates = [TokeniseReport(kept=len(part)) for part in (train, kept)]
     return Stream('pretrain', cfg.weight, cfg.sequences, train, kept, reads, *fates)
+
+
+def _split_documents(
+    cfg: PretrainConfig, data: DataConfig
+) -> tuple[list[Document], list[Document], list[ReadReport]]:
+    """This process's documents to train on and to hold out, and what the sources held."""
+    read = functools.partial(read_documents, key=cfg.text_key, bad_lines=data.bad_lines)
+
+    def reading(source: str, limit: int = 0) -> Reading[Document]:
+        return read_parts(source, read, lambda document: b'', 'texts', limit)
+
+    source = reading(cfg.train)
+    if cfg.eval:
+        other = reading(cfg.eval, cfg.eval_examples)
+        return source.own, other.own, [source.report, other.report]
+    chosen: set[int] = set()
+    if cfg.eval_examples:
+        chosen = held_out_places(
+            source.report.read, cfg.eval_examples, data.split_seed, 'pretrain.eval_examples'
+        )
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for place, document in enumerate(source.own, start=len(source.keys_before)):
+        sides[place in chosen].append(document)
+    return *sides, [source.report]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from epa_jax.config import ConfigError
 from epa_jax.data.encoding import Encoder
-from epa_jax.data.exchange import Share, exchange, own_part
+from epa_jax.data.exchange import Share, exchange
 from epa_jax.data.rendering import Renderer, Unusable
 from epa_jax.data.sources import DataError
 from epa_jax.schema import DataConfig
@@ -206,27 +206,29 @@ def tokenise(
     cfg: DataConfig,
     *,
     unusable: Check = lambda example: None,
+    dropped: Mapping[str, Sequence[Example]] | None = None,
 ) -> tuple[list[TokenExample], TokeniseReport]:
-    """Tokens of all examples, and what was cut or dropped.
-
-    Each process makes the tokens of its part of the examples and gets those of the others.
+    """Tokens of the examples of all processes, and what was cut or dropped.
 
     Args:
-      examples: the examples.
+      examples: those of this process.
       tokenizer: of the model.
       cfg: limits, policies and chat template.
       unusable: the reason to drop an example once it is tokens, or None to keep it.
+      dropped: other examples of this process by the reason why they are none, to count.
 
     Raises:
       ConfigError: see `Tokeniser`.
       DataError: see `Tokeniser.examples`.
     """
-    part, report = examples[own_part(len(examples))], TokeniseReport()
+    report = TokeniseReport()
     out: list[TokenExample] = []
     try:
         tokeniser = Tokeniser(tokenizer, cfg)
-        for start in range(0, len(part), CHUNK):
-            out += tokeniser.examples(part[start : start + CHUNK], report, unusable)
+        for start in range(0, len(examples), CHUNK):
+            out += tokeniser.examples(examples[start : start + CHUNK], report, unusable)
+        for reason, others in (dropped or {}).items():
+            report.drop(reason, [example.origin for example in others])
         share = Share(out, dict(vars(report)))
     except (ConfigError, DataError) as error:
         share = Share([], {}, error)  # the other processes must not wait for this one

@@ -78,7 +78,7 @@ def read_task(
     * context and continuation: the continuation is to be completed.
 
     Args:
-      source: as for `sources.read_examples`.
+      source: as for `sources.records`.
       delimiter: put between context and continuation. None is a space, and
         a line with 'Answer: ' after a query that begins with 'Question:' and has no
         'Answer:' at its end.

@@ -7,12 +7,14 @@ import pytest
 from epa_jax.config import ConfigError
 from epa_jax.data import exchange as exchange_lib
 from epa_jax.data.documents import Document, sequences
-from epa_jax.data.exchange import Share, exchange, from_bytes, own_part, to_bytes
+from epa_jax.data.exchange import Share, exchange, exchange_words, from_bytes, to_bytes
 from epa_jax.data.sources import DataError
 from epa_jax.data.tokenise import tokenise
+from epa_jax.distributed import own_part
 from epa_jax.schema import DataConfig
 from epa_jax.types import Example, Role
 from tests import small_run
+from tests.data.pod import Pod
 from tests.data.token_examples import random_examples
 
 LIMITS = DataConfig(max_prompt_tokens=4, max_response_tokens=4, overlong_response='drop')
@@ -45,36 +47,6 @@ def test_so_does_an_error(kind):
     assert (type(error), str(error)) == (kind, 'x.jsonl:3: bad')
 
 
-@pytest.mark.parametrize(('count', 'processes'), [(10, 3), (2, 4), (0, 2), (7, 1)])
-def test_parts_make_the_whole(monkeypatch, count, processes):
-    monkeypatch.setattr(jax, 'process_count', lambda: processes)
-    found = []
-    for index in range(processes):
-        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
-        found += range(count)[own_part(count)]
-    assert found == list(range(count))
-
-
-class Pod:
-    """Processes one after the other: each leaves its bytes, the last sees them all."""
-
-    def __init__(self, monkeypatch, count, rounds=2**26):
-        self.patch, self.count, self.sent = monkeypatch, count, []
-        monkeypatch.setattr(exchange_lib, 'ROUND_BYTES', rounds)
-        monkeypatch.setattr(jax, 'process_count', lambda: count)
-        monkeypatch.setattr(exchange_lib, '_gather', self.gather)
-
-    def gather(self, data):
-        self.sent.append(data)
-        return self.sent
-
-    def run(self, function):
-        for index in range(self.count):
-            self.patch.setattr(jax, 'process_index', lambda index=index: index)
-            result = function()
-        return result
-
-
 def examples(count=30):
     def words(i, n):
         return ' '.join(small_run.WORDS[(i + k) % 44] for k in range(n))
@@ -94,12 +66,13 @@ def examples(count=30):
 @pytest.mark.parametrize('processes', [2, 3, 40])
 def test_tokens_and_counts_do_not_depend_on_the_processes(monkeypatch, processes):
     def work():
-        return tokenise(examples(), small_run.tokenizer(), LIMITS)
+        part = examples()[own_part(30)]
+        return tokenise(part, small_run.tokenizer(), LIMITS)
 
     alone, report = work()
     assert report.dropped
     assert report.truncated_prompts
-    found, together = Pod(monkeypatch, processes).run(work)
+    found, together = Pod(monkeypatch, processes).agreed(work)
     assert_same(found, alone)
     assert together == report
 
@@ -108,20 +81,33 @@ def test_documents_do_not_depend_on_the_processes(monkeypatch):
     documents = [Document(' '.join(small_run.WORDS[i : i + 9]), f'x:{i}') for i in range(9)]
 
     def work():
-        return sequences(documents, small_run.tokenizer(), 4)
+        return sequences(documents[own_part(9)], small_run.tokenizer(), 4)
 
     alone = work()
-    assert_same(Pod(monkeypatch, 2).run(work), alone)
+    assert_same(Pod(monkeypatch, 2).agreed(work), alone)
 
 
 def test_an_error_of_one_process_is_that_of_all(monkeypatch):
     strict = dataclasses.replace(LIMITS, overlong_prompt='error')
-    pod = Pod(monkeypatch, 2)
-    for index in range(2):
-        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
-        with pytest.raises(DataError, match='x:4: the prompt has 5 tokens'):
-            tokenise(examples(10), small_run.tokenizer(), strict)
-    assert len(pod.sent) == 2
+
+    def work():
+        return tokenise(examples(10)[own_part(10)], small_run.tokenizer(), strict)
+
+    for error in Pod(monkeypatch, 2).run(work):
+        assert isinstance(error, DataError)
+        assert 'x:4: the prompt has 5 tokens' in str(error)
+
+
+def test_words_and_errors_of_all_processes(monkeypatch):
+    pod = Pod(monkeypatch, 3)
+    found = pod.run(lambda: exchange_words({'mine': jax.process_index()}))
+    assert found == [[{'mine': 0}, {'mine': 1}, {'mine': 2}]] * 3
+
+    def fails():
+        error = ConfigError(f'in {jax.process_index()}') if jax.process_index() else None
+        return exchange_words({}, error)
+
+    assert {(type(e), str(e)) for e in pod.run(fails)} == {(ConfigError, 'in 1')}
 
 
 @pytest.mark.parametrize('rounds', [8, 10**6])

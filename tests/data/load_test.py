@@ -12,8 +12,8 @@ from epa_jax.data.load import (
     BEYOND_LIMIT,
     HELD_OUT,
     NO_NEGATIVE,
+    held_out_prompts,
     load_datasets,
-    split_examples,
 )
 from epa_jax.data.tokenise import prompt_key
 from epa_jax.schema import DataConfig
@@ -52,6 +52,15 @@ def lines(examples):
 
 def examples_of(prompts):
     return [Example(p, ('a', 'b'), PAIR, None, f'd:{i}') for i, p in enumerate(prompts, 1)]
+
+
+def split_examples(examples, count, seed):
+    keys = [prompt_key(example.prompt) for example in examples]
+    chosen = held_out_prompts(keys, count, seed)
+    sides = [], []
+    for example, key in zip(examples, keys, strict=True):
+        sides[key in chosen].append(example)
+    return sides
 
 
 @given(

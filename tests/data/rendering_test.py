@@ -7,8 +7,9 @@ import json
 import pytest
 
 from epa_jax.config import ConfigError
+from epa_jax.data.examples import read_examples
 from epa_jax.data.rendering import Renderer, Unusable
-from epa_jax.data.sources import DataError, read_examples
+from epa_jax.data.sources import DataError
 from epa_jax.schema import DataConfig
 from epa_jax.types import Example, Message, Role
 from tests.data import tokenizers_in_memory

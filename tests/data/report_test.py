@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
+from epa_jax.data.examples import ReadReport
 from epa_jax.data.load import Datasets
 from epa_jax.data.mixture import Mixture
 from epa_jax.data.negatives import NegativeRule
 from epa_jax.data.packing import Layout, real_tokens
 from epa_jax.data.pipeline import Pipeline, Visits
 from epa_jax.data.report import SAMPLE, data_report, render
-from epa_jax.data.sources import ReadReport
 from epa_jax.data.streams import Stream
 from epa_jax.data.tokenise import TokeniseReport
 from epa_jax.types import Role

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from epa_jax.data.sources import read_examples
+from epa_jax.data.examples import read_examples
 from epa_jax.formats import load, safetensors
 from epa_jax.models.hf_config import spec_from_hf
 from tests.formats import folders

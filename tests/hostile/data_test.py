@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from epa_jax.data import sources
 from epa_jax.data.documents import read_documents, sequences
+from epa_jax.data.examples import read_examples
 from epa_jax.data.layouts import LAYOUTS
 from epa_jax.data.load import load_datasets
 from epa_jax.data.prompts import encode_prompts, read_prompts
-from epa_jax.data.sources import DataError, read_examples
+from epa_jax.data.sources import DataError
 from epa_jax.evals.matching import match
 from epa_jax.evals.mt_bench import read_questions
 from epa_jax.schema import DataConfig
