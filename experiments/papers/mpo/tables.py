@@ -1,13 +1,16 @@
 """The paper's tables in shape, from what retention.py measured.
 
 Command: python -m experiments.papers.mpo.tables
-Reads results/retention/*.json; writes results/tables.csv (a row a run), questions.csv
-(a row a run and task) and tables.png, and prints one line a method and learning rate.
+Reads results/retention/*.json; writes results/tables.csv (a row a run), seeds.csv (a row
+a method and learning rate with several seeds), questions.csv (a row a run and task) and
+tables.png, and prints one line a run.
 
 Retention is a difference to the start on the same questions and texts, so its standard
-errors are of paired differences.
+errors are of paired differences. Runs of several seeds differ in the order of their data
+and are measured on the same, so intervals over seeds hold nothing of those errors.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.papers.common import COLOURS, arguments, panels, save, write_csv
+from experiments.papers.common import COLOURS, arguments, interval, panels, save, write_csv
 
 COLOUR = {
     'dpo': COLOURS['DPO'],
@@ -34,6 +37,9 @@ SHOWN = {
     'kl_pairs': 'KL(start || policy), prompts of pairs (nats)',
     'kl_sft': 'KL(start || policy), SFT prompts (nats)',
 }
+
+OVER_SEEDS = ('accuracy', 'margin', 'questions', 'gold', 'text_nll', 'sft_nll')
+OVER_SEEDS += ('kl_pairs', 'kl_sft')
 
 
 def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
@@ -121,6 +127,25 @@ def run_row(start: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
+def seed_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds with half-widths of their 95 % t-intervals.
+
+    Args:
+      rows: of runs, those of a method and learning rate in a row.
+    """
+    out = []
+    for setting, mine in itertools.groupby(rows, lambda row: (row['method'], row['lr'])):
+        group = list(mine)
+        if len(group) < 2:
+            continue
+        found: dict[str, Any] = dict(zip(('method', 'lr'), setting, strict=True))
+        found['seeds'] = len(group)
+        for key in OVER_SEEDS:
+            found[key], found[f'{key}_interval'] = interval(row[key] for row in group)
+        out.append(found)
+    return out
+
+
 def nll_change(
     start: Mapping[str, Any], run: Mapping[str, Any], name: str
 ) -> tuple[float, float]:
@@ -198,7 +223,7 @@ def _points(
 
 
 def main() -> None:
-    """Writes both tables and the figure."""
+    """Writes the tables and the figure."""
     args = arguments(__file__, __doc__)
     start, runs = read(args.out / 'retention')
     rows, tasks = [], []
@@ -208,6 +233,9 @@ def main() -> None:
         tasks += [about | row for row in task_rows(start, run)]
     write_csv(args.out / 'tables.csv', rows)
     write_csv(args.out / 'questions.csv', tasks)
+    several = seed_rows(rows)
+    if several:
+        write_csv(args.out / 'seeds.csv', several)
     draw(rows, args.out / 'tables.png')
     for row in rows:
         found = [f'{key} {row[key]:.3f} ± {row[f"{key}_error"]:.3f}' for key in SHOWN]

@@ -172,6 +172,19 @@ def test_tables(results, monkeypatch, capsys):
         assert len(list(csv.DictReader(file))) == 4
 
 
+def test_seeds_have_intervals():
+    keys = dict.fromkeys(tables.OVER_SEEDS, 0.0)
+    rows = [keys | {'method': 'dpo', 'lr': 0.1, 'margin': 7.0}]
+    for margin in (1.0, 2.0, 6.0):
+        rows.append(keys | {'method': 'mpo', 'lr': 0.1, 'margin': margin})
+    (found,) = tables.seed_rows(rows)
+    assert (found['method'], found['lr'], found['seeds']) == ('mpo', 0.1, 3)
+    assert found['margin'] == pytest.approx(3.0)
+    # 4.303 is the 97.5 % point of t with two degrees of freedom, 7 the variance
+    assert found['margin_interval'] == pytest.approx(4.303 * (7 / 3) ** 0.5, rel=1e-3)
+    assert found['gold_interval'] == 0
+
+
 def test_runs_measured_on_other_texts_are_refused(results, tmp_path):
     start = json.loads((results / 'start.json').read_text())
     run = json.loads((results / 'dpo_0.01_0.json').read_text())
