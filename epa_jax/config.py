@@ -13,7 +13,6 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
 from ml_collections import ConfigDict, config_dict
 
 from epa_jax import storage
@@ -69,7 +68,7 @@ def resolve(config: ConfigDict) -> RunConfig:
         if flat[key] not in choices:
             raise ConfigError(
                 f'{key}={shown(flat[key])}: expected one of {", ".join(choices)}'
-                + _nearest(str(flat[key]), choices)
+                + nearest(str(flat[key]), choices)
             )
     for key, (low, high) in RANGES.items():
         _check_range(key, flat[key], low, high)
@@ -84,7 +83,7 @@ def _build(schema: type, config: ConfigDict, prefix: str) -> Any:
     names = [f.name for f in dataclasses.fields(schema)]
     for key in config:
         if key not in names:
-            raise ConfigError(f'{prefix}{key}: no such key{_nearest(key, names)}')
+            raise ConfigError(f'{prefix}{key}: no such key{nearest(key, names)}')
     values = {}
     for name in names:
         if name not in config:
@@ -162,7 +161,7 @@ def lora_modules(text: str) -> tuple[str, ...]:
         if name not in LINEAR:
             raise ConfigError(
                 f"lora.modules={text!r}: {name!r} is not 'all-linear' or a matrix"
-                + _nearest(name, LINEAR)
+                + nearest(name, LINEAR)
             )
     return tuple(name for name in LINEAR if name in found)
 
@@ -216,38 +215,6 @@ def _check_together(run: RunConfig) -> None:
         )
 
 
-def check_flags(argv: Sequence[str]) -> None:
-    """Checks `--config.key=value` arguments against the schema before absl reads them.
-
-    Raises:
-      ConfigError: a key that does not exist, or a value of the wrong type.
-    """
-    for arg in argv:
-        if not arg.startswith(('--config.', '-config.', '--noconfig.')):
-            continue
-        key, equals, value = arg.split('config.', 1)[1].partition('=')
-        check_key(key, '--config.')
-        if equals:
-            parse(key, value, '--config.')
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line for absl.
-
-    Raises:
-      ConfigError: what get_config() refused; ml_collections wraps it in a traceback.
-    """
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        first: BaseException = error
-        while first.__context__ is not None:
-            first = first.__context__
-        if isinstance(first, ConfigError):
-            raise first from None
-    return app.parse_flags_with_usage(argv)
-
-
 def check_key(key: str, prefix: str = '') -> None:
     """Refuses a dotted key that does not exist.
 
@@ -258,7 +225,7 @@ def check_key(key: str, prefix: str = '') -> None:
     if key in {name.rpartition('.')[0] for name in known}:
         raise ConfigError(f'{prefix}{key}: a group of keys; set one of its keys')
     if key not in known:
-        raise ConfigError(f'{prefix}{key}: no such key{_nearest(key, known)}')
+        raise ConfigError(f'{prefix}{key}: no such key{nearest(key, known)}')
 
 
 def parse(key: str, text: str, prefix: str = '') -> Any:
@@ -330,7 +297,8 @@ def flatten(run: Any, prefix: str = '') -> dict[str, Any]:
     return out
 
 
-def _nearest(name: str, options: Sequence[str]) -> str:
+def nearest(name: str, options: Sequence[str]) -> str:
+    """The end of a message about a name that is none of the options."""
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if not close:  # perhaps the right name in the wrong group
         last = name.rpartition('.')[2]

@@ -14,7 +14,8 @@ from ml_collections import config_flags
 
 from epa_jax.attendance import Guards, attended
 from epa_jax.checkpoints import CheckpointError, Checkpoints
-from epa_jax.config import ConfigError, check_flags, parse_flags, profile_steps, resolve
+from epa_jax.command_line import check_flags, parse_flags
+from epa_jax.config import ConfigError, profile_steps, resolve
 from epa_jax.data.fingerprint import check_data, data_fingerprint
 from epa_jax.data.load import load_datasets
 from epa_jax.data.negatives import NegativesError

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from epa_jax import schema
 from epa_jax.config import (
     ConfigError,
-    check_flags,
     defaults,
     flatten,
     from_flat,
@@ -165,37 +164,6 @@ def test_every_key_is_documented(config_class):
     }
     keys = {f.name for f in dataclasses.fields(config_class)} - groups
     assert keys <= names
-
-
-@pytest.mark.parametrize(
-    ('flag', 'message'),
-    [
-        ('--config.optim.learning_rate=1', r'optim\.learning_rate: no such key'),
-        ('--config.lr=1e-6', r'--config\.lr: no such key; did you mean optim\.lr\?'),
-        ('--config.optim=1', r'a group of keys'),
-        ('--config.steps=1.5', r'steps=1\.5: expected int'),
-        ('--config.loss.beta=high', r'loss\.beta=high: expected float'),
-        ('--config.export=maybe', r'export=maybe: expected bool'),
-    ],
-)
-def test_bad_flags_are_refused_before_anything_runs(flag, message):
-    with pytest.raises(ConfigError, match=message):
-        check_flags(['--config=experiments/x.py', flag])
-
-
-def test_good_flags_pass():
-    check_flags(
-        [
-            '--config=experiments/x.py',
-            '--config.optim.lr=1e-6',
-            '--config.loss.beta=0.2',
-            '--config.steps=10',
-            '--config.export=false',
-            '--config.checkpoint.resume',
-            '--noconfig.export',
-            '--verbosity=1',
-        ]
-    )
 
 
 def test_a_flat_configuration_comes_back_whole():

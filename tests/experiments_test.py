@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from epa_jax import config
+from epa_jax import command_line, config
 from epa_jax.train import train
 from experiments import starter, stories260k_epa
 from tests import small_run
@@ -50,7 +50,7 @@ def overrides(text):
 def test_flags_that_a_docstring_names_resolve(path):
     experiment = runpy.run_path(str(path))
     for flags in overrides(experiment['__doc__']):
-        config.check_flags(flags)
+        command_line.check_flags(flags)
         pairs = [flag.removeprefix('--config.').partition('=') for flag in flags]
         values = {key: config.parse(key, text) for key, _, text in pairs}
         run = config.resolve(config.changed(experiment['get_config'](), values))

@@ -138,25 +138,24 @@ def read_split(
         return read_parts(source, read, _key, 'examples', limit)
 
     source = reading(cfg.train)
-    reads, held_out, shared = [source.report], list[Example](), set(excluded)
-    chosen = set[bytes]()
+    elsewhere, reads = list[Example](), [source.report]
+    chosen, shared = set[bytes](), set(excluded)
     if cfg.eval:
         other = reading(cfg.eval, cfg.eval_examples)
-        reads.append(other.report)
-        held_out = other.own
+        elsewhere, reads = other.own, [source.report, other.report]
         shared |= set(other.all_keys)
     elif cfg.eval_examples:
         chosen = held_out_prompts(source.all_keys, cfg.eval_examples, seed, group)
-    sides: dict[str, list[Example]] = {'train': [], 'chosen': [], 'shared': []}
-
-    def side(key: bytes) -> str:
-        return 'chosen' if key in chosen else 'shared' if key in shared else 'train'
-
-    for example, key in zip(source.own, source.own_keys, strict=True):
-        sides[side(key)].append(example)
-    before = sum(side(key) == 'train' for key in source.keys_before)
-    held_out = held_out + sides['chosen']
-    return Split(sides['train'], held_out, sides['shared'], before, reads)
+        shared -= chosen
+    withheld = chosen | shared
+    pairs = list(zip(source.own, source.own_keys, strict=True))
+    return Split(
+        train=[example for example, key in pairs if key not in withheld],
+        held_out=[*elsewhere, *(example for example, key in pairs if key in chosen)],
+        shared=[example for example, key in pairs if key in shared],
+        before=sum(key not in withheld for key in source.keys_before),
+        reads=reads,
+    )
 
 
 def held_out_prompts(

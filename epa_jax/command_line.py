@@ -1,0 +1,58 @@
+"""The flags of a command that takes a configuration, refused in one message each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from epa_jax.config import ConfigError, check_key, nearest, parse
+
+
+def check_flags(argv: Sequence[str]) -> None:
+    """Checks `--config` and `--config.key=value` before absl reads them.
+
+    Raises:
+      ConfigError: a file or key that does not exist, or a value of the wrong type.
+    """
+    for arg in argv:
+        if arg.startswith(('--config=', '-config=')):
+            _check_file(arg.split('=', 1)[1])
+        if not arg.startswith(('--config.', '-config.', '--noconfig.')):
+            continue
+        key, equals, value = arg.split('config.', 1)[1].partition('=')
+        check_key(key, '--config.')
+        if equals:
+            parse(key, value, '--config.')
+
+
+def _check_file(value: str) -> None:
+    path = Path(value.partition(':')[0])  # what follows goes to get_config()
+    if path.is_file():
+        return
+    beside = sorted(str(other) for other in path.parent.glob('*.py'))
+    hint = nearest(str(path), beside) if beside else f' (in {Path.cwd()})'
+    raise ConfigError(f'--config={value}: no such file{hint}')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line for absl.
+
+    Raises:
+      ConfigError: no --config, or what get_config() refused; ml_collections wraps that in
+        a traceback.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        if isinstance(first, ConfigError):
+            raise first from None
+        return app.parse_flags_with_usage(argv)
+    if flags.FLAGS['config'].value is None:
+        raise ConfigError(
+            '--config: missing; name a file with a get_config(), such as '
+            '--config=experiments/starter.py'
+        )
+    return rest
