@@ -1,6 +1,5 @@
 """Joins the processes of one run through JAX's own runtime, and shares out work."""
 
-import itertools
 import os
 
 import jax
@@ -56,14 +55,8 @@ def _number(name: str) -> int | None:
 
 def own_part(count: int) -> slice:
     """The part of `count` things in a row that this process is to do."""
-    return parts(count)[jax.process_index()]
-
-
-def parts(count: int) -> list[slice]:
-    """The parts of all processes, as equal as can be, in order."""
-    processes = jax.process_count()
-    ends = [count * index // processes for index in range(processes + 1)]
-    return [slice(*part) for part in itertools.pairwise(ends)]
+    processes, index = jax.process_count(), jax.process_index()
+    return slice(count * index // processes, count * (index + 1) // processes)
 
 
 def lost_peer(error: BaseException) -> bool:

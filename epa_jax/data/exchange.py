@@ -60,10 +60,12 @@ def exchange_words(words: Any, error: Error | None = None) -> list[Any]:
     Raises:
       ConfigError, DataError: that of the first process that gives one.
     """
-    found = [[words, _named(error)]]
-    if jax.process_count() > 1:
-        sent = json.dumps(found[0]).encode()
-        found = [json.loads(data) for data in _gather(sent)]
+    if jax.process_count() == 1:
+        if error is not None:
+            raise error
+        return [words]
+    sent = json.dumps([words, _named(error)]).encode()
+    found = [json.loads(data) for data in _gather(sent)]
     for _, named in found:
         if named is not None:
             raise _error(named)
@@ -71,7 +73,10 @@ def exchange_words(words: Any, error: Error | None = None) -> list[Any]:
 
 
 def _named(error: Error | None) -> list[str] | None:
-    return None if error is None else [type(error).__name__, str(error)]
+    if error is None:
+        return None
+    kind = next(name for name, kind in KINDS.items() if isinstance(error, kind))
+    return [kind, str(error)]
 
 
 def _error(named: list[str]) -> Error:

@@ -12,7 +12,7 @@ from epa_jax.config import ConfigError
 from epa_jax.data.examples import ReadReport
 from epa_jax.data.exchange import exchange_words
 from epa_jax.data.sources import DataError
-from epa_jax.distributed import own_part, parts
+from epa_jax.distributed import own_part
 
 Item = TypeVar('Item')
 Result = TypeVar('Result', covariant=True)
@@ -74,20 +74,19 @@ def read_parts(
     Raises:
       DataError, ConfigError: what cannot be read, in whichever part.
     """
-    if limit or jax.process_count() == 1:
-        items, report = read(source, limit=limit, own=False)
-        keys = [[key(item) for item in items[part]] for part in parts(len(items))]
-        return Reading(items[own_part(len(items))], keys, report)
-    items, words, error = [], {}, None
+    items, report, error = list[Item](), ReadReport(source), None
     try:
-        items, report = read(source, limit=0, own=True)
-        words = {'keys': [key(item).hex() for item in items], 'report': vars(report)}
+        items, report = read(source, limit=limit, own=not limit)
     except (ConfigError, DataError) as found:
         error = found  # the other processes must not wait for this one
+    if limit:
+        items = items[own_part(len(items))]
+    words = {'keys': [key(item).hex() for item in items], 'report': vars(report)}
     shares = exchange_words(words, error)
-    whole = _merged(source, [share['report'] for share in shares])
-    whole.require(what)
-    return Reading(items, [_from_hex(share['keys']) for share in shares], whole)
+    if not limit:
+        report = _merged(source, [share['report'] for share in shares])
+        report.require(what)
+    return Reading(items, [_from_hex(share['keys']) for share in shares], report)
 
 
 def _from_hex(keys: list[str]) -> list[bytes]:

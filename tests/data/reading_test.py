@@ -12,6 +12,7 @@ import pytest
 from epa_jax.config import ConfigError
 from epa_jax.data import documents, examples
 from epa_jax.data.load import BEYOND_LIMIT, HELD_OUT, load_datasets
+from epa_jax.data.reading import read_parts
 from epa_jax.data.sources import DataError, records
 from epa_jax.data.streams import load_streams
 from epa_jax.schema import DataConfig, PretrainConfig, RunConfig, SftConfig
@@ -254,3 +255,17 @@ def test_a_limited_source_of_texts_is_the_same_too(tmp_path, monkeypatch):
     assert_same(together.held_out, alone.held_out)
     assert {e.origin for e in alone.held_out} == {document.origin for document in read}
     assert np.sum([len(e.response_ids[0]) for e in alone.held_out]) > 0
+
+
+@pytest.mark.parametrize('limit', [0, 4])
+def test_a_file_that_one_process_lacks_stops_all(monkeypatch, limit):
+    def read(source, *, limit, own):
+        if jax.process_index() == 1:
+            raise DataError(f'{source}: no such file')
+        return ['item'], examples.ReadReport(source, read=1)
+
+    def work():
+        return read_parts('d.jsonl', read, str.encode, 'items', limit)
+
+    found = Pod(monkeypatch, 3).run(work)
+    assert [str(error) for error in found] == ['d.jsonl: no such file'] * 3
