@@ -2,8 +2,9 @@
 
 Command: python -m experiments.papers.mpo.tables
 Reads results/retention/*.json; writes results/tables.csv (a row a run), seeds.csv (a row
-a method and learning rate with several seeds), questions.csv (a row a run and task) and
-tables.png, and prints one line a run.
+a method and learning rate with several seeds), differences.csv (between two methods with
+the same seeds), questions.csv (a row a run and task) and tables.png, and prints one line a
+run.
 
 Retention is a difference to the start on the same questions and texts, so its standard
 errors are of paired differences. Runs of several seeds differ in the order of their data
@@ -40,6 +41,13 @@ SHOWN = {
 
 OVER_SEEDS = ('accuracy', 'margin', 'questions', 'gold', 'text_nll', 'sft_nll')
 OVER_SEEDS += ('kl_pairs', 'kl_sft')
+CONTRASTS = (
+    ('mpo', 'dpo'),
+    ('mpo+sft+text', 'mpo'),
+    ('mpo+sft+text', 'mpo+sft'),
+    ('dpo+sft+text', 'dpo'),
+    ('mpo+sft+text', 'dpo+sft+text'),
+)
 
 
 def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
@@ -128,7 +136,10 @@ def run_row(start: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seed_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds with half-widths of their 95 % t-intervals.
+    """Means over seeds with half-widths of their 95 % t-intervals, and standard errors.
+
+    Runs are measured on the same questions and texts, so the standard error of a mean is at
+    most the mean of theirs, which is what `*_error` holds.
 
     Args:
       rows: of runs, those of a method and learning rate in a row.
@@ -142,7 +153,31 @@ def seed_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         found['seeds'] = len(group)
         for key in OVER_SEEDS:
             found[key], found[f'{key}_interval'] = interval(row[key] for row in group)
+            found[f'{key}_error'] = float(np.mean([row[f'{key}_error'] for row in group]))
         out.append(found)
+    return out
+
+
+def difference_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds of differences between two methods, with 95 % t-intervals.
+
+    Runs of one seed see their data in the same order and are measured on the same, so a
+    difference varies less than either.
+    """
+    found = {(row['method'], row['lr'], row['seed']): row for row in rows}
+    out = []
+    for (one, other), lr in itertools.product(CONTRASTS, sorted({r['lr'] for r in rows})):
+        both = [
+            (row, found[other, lr, seed])
+            for (method, rate, seed), row in found.items()
+            if (method, rate) == (one, lr) and (other, lr, seed) in found
+        ]
+        if len(both) < 2:
+            continue
+        row = {'method': one, 'minus': other, 'lr': lr, 'seeds': len(both)}
+        for key in OVER_SEEDS:
+            row[key], row[f'{key}_interval'] = interval(a[key] - b[key] for a, b in both)
+        out.append(row)
     return out
 
 
@@ -233,13 +268,13 @@ def main() -> None:
         tasks += [about | row for row in task_rows(start, run)]
     write_csv(args.out / 'tables.csv', rows)
     write_csv(args.out / 'questions.csv', tasks)
-    several = seed_rows(rows)
-    if several:
-        write_csv(args.out / 'seeds.csv', several)
+    for name, found in (('seeds', seed_rows(rows)), ('differences', difference_rows(rows))):
+        if found:
+            write_csv(args.out / f'{name}.csv', found)
     draw(rows, args.out / 'tables.png')
     for row in rows:
-        found = [f'{key} {row[key]:.3f} ± {row[f"{key}_error"]:.3f}' for key in SHOWN]
-        print(f'{row["method"]:13} {row["lr"]:g} {row["accuracy"]:.3f}', *found)
+        shown = [f'{key} {row[key]:.3f} ± {row[f"{key}_error"]:.3f}' for key in SHOWN]
+        print(f'{row["method"]:13} {row["lr"]:g} {row["accuracy"]:.3f}', *shown)
 
 
 if __name__ == '__main__':

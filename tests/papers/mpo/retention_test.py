@@ -174,6 +174,7 @@ def test_tables(results, monkeypatch, capsys):
 
 def test_seeds_have_intervals():
     keys = dict.fromkeys(tables.OVER_SEEDS, 0.0)
+    keys |= {f'{key}_error': 0.5 for key in tables.OVER_SEEDS}
     rows = [keys | {'method': 'dpo', 'lr': 0.1, 'margin': 7.0}]
     for margin in (1.0, 2.0, 6.0):
         rows.append(keys | {'method': 'mpo', 'lr': 0.1, 'margin': margin})
@@ -182,7 +183,20 @@ def test_seeds_have_intervals():
     assert found['margin'] == pytest.approx(3.0)
     # 4.303 is the 97.5 % point of t with two degrees of freedom, 7 the variance
     assert found['margin_interval'] == pytest.approx(4.303 * (7 / 3) ** 0.5, rel=1e-3)
-    assert found['gold_interval'] == 0
+    assert (found['gold_interval'], found['gold_error']) == (0, 0.5)
+
+
+def test_differences_are_between_runs_of_one_seed():
+    keys = dict.fromkeys(tables.OVER_SEEDS, 0.0)
+    rows = []
+    for seed, (mpo, dpo) in enumerate([(5.0, 4.0), (9.0, 7.0), (1.0, -2.0)]):
+        rows.append(keys | {'method': 'mpo', 'lr': 0.1, 'seed': seed, 'gold': mpo})
+        rows.append(keys | {'method': 'dpo', 'lr': 0.1, 'seed': seed, 'gold': dpo})
+    rows.append(keys | {'method': 'dpo', 'lr': 0.1, 'seed': 3, 'gold': 99.0})
+    (found,) = tables.difference_rows(rows)
+    assert (found['method'], found['minus'], found['seeds']) == ('mpo', 'dpo', 3)
+    assert found['gold'] == pytest.approx(2.0)
+    assert found['gold_interval'] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
 def test_runs_measured_on_other_texts_are_refused(results, tmp_path):
