@@ -1,11 +1,13 @@
 """The flags of a command that takes a configuration, refused in one message each."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 from epa_jax.config import ConfigError, check_key, nearest, parse
+from epa_jax.strict_json import brief
 
 
 def check_flags(argv: Sequence[str]) -> None:
@@ -26,12 +28,13 @@ def check_flags(argv: Sequence[str]) -> None:
 
 
 def _check_file(value: str) -> None:
-    path = Path(value.partition(':')[0])  # what follows goes to get_config()
-    if path.is_file():
+    path = value.partition(':')[0]  # what follows goes to get_config()
+    if os.path.isfile(path):  # which no text, however odd or long, makes raise
         return
-    beside = sorted(str(other) for other in path.parent.glob('*.py'))
-    hint = nearest(str(path), beside) if beside else f' (in {Path.cwd()})'
-    raise ConfigError(f'--config={value}: no such file{hint}')
+    folder = os.path.dirname(path) or '.'
+    beside = sorted(map(str, Path(folder).glob('*.py'))) if os.path.isdir(folder) else []
+    hint = nearest(path, beside) if beside else f' (in {Path.cwd()})'
+    raise ConfigError(f'--config={brief(value)}: no such file{hint}')
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -8,7 +8,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from epa_jax.config import ConfigError, check_flags, flatten, from_flat
+from epa_jax.command_line import check_flags
+from epa_jax.config import ConfigError, flatten, from_flat
 from epa_jax.data.load import load_datasets
 from epa_jax.optim import make_optimizer
 from epa_jax.prepare import loss_of, steps_of
@@ -45,6 +46,12 @@ def test_wild_values_of_keys(key, value):
 def test_wild_flags(key, value):
     for flag in (f'--config.{key}={value}', f'--config.{key}', f'--noconfig.{key}'):
         read_or_refuse(lambda flag=flag: check_flags([flag]), key)
+
+
+@wild.examples(60)
+@hypothesis.given(st.one_of(wild.text, st.sampled_from(['x' * 9999, '../' * 999])))
+def test_wild_files(name):
+    read_or_refuse(lambda: check_flags([f'--config={name}']), '--config=')
 
 
 @wild.examples(60)
