@@ -17,12 +17,6 @@ PAGES = sorted(
     for path in REPO.glob(pattern)
 )
 ROOMS = 'epa_jax|tests|experiments|benchmarks|tpu_scripts|docs'
-# benchmarks whose results are not committed yet
-PENDING = {
-    'benchmarks/results/growth.csv',
-    'benchmarks/results/factors.csv',
-    'benchmarks/results/memory_remat.csv',
-}
 
 
 @pytest.fixture
@@ -65,12 +59,4 @@ def named(page):
 def test_every_path_named_in_a_page_exists(page):
     for path in named(page):
         found = path.exists() or path.with_suffix('.py').is_file()
-        pending = path.resolve().relative_to(REPO).as_posix() in PENDING
-        assert found or pending, f'{path.relative_to(REPO)}: named and not there'
-
-
-def test_what_is_pending_is_named_and_not_there_yet():
-    page = (REPO / 'benchmarks' / 'README.md').read_text('utf-8')
-    for name in PENDING:
-        assert f'`{Path(*Path(name).parts[1:])}`' in page, name
-        assert not (REPO / name).exists(), f'{name}: is there; take it out of PENDING'
+        assert found, f'{path.relative_to(REPO)}: named and not there'
