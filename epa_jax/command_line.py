@@ -1,5 +1,6 @@
 """The flags of a command that takes a configuration, refused in one message each."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ def check_flags(argv: Sequence[str]) -> None:
     Raises:
       ConfigError: a file or key that does not exist, or a value of the wrong type.
     """
-    for arg in argv:
-        if arg.startswith(('--config=', '-config=')):
+    for arg, following in itertools.zip_longest(argv, argv[1:], fillvalue=''):
+        if arg in ('--config', '-config'):
+            _check_file(following)
+        elif arg.startswith(('--config=', '-config=')):
             _check_file(arg.split('=', 1)[1])
         if not arg.startswith(('--config.', '-config.', '--noconfig.')):
             continue

@@ -65,13 +65,15 @@ def files(tmp_path, monkeypatch):
     ],
 )
 def test_a_file_that_is_none(value, message):
-    with pytest.raises(ConfigError, match=message):
-        check_flags([f'--config={value}'])
+    for flags in ([f'--config={value}'], ['--config', value, '--config.steps=1']):
+        with pytest.raises(ConfigError, match=message):
+            check_flags(flags)
 
 
 @pytest.mark.usefixtures('files')
 def test_what_follows_a_colon_goes_to_the_file():
     check_flags(['--config=configs/epa.py:tiny'])
+    check_flags(['--config', 'configs/epa.py:tiny', '--verbosity=1'])
 
 
 @pytest.mark.parametrize(
