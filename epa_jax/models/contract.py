@@ -1,10 +1,11 @@
 """Products of two arrays whose gradients are products in a cheap order.
 
 A matrix product wants its left operand with the summed axis last and its right operand
-with it first; an operand that lies otherwise is copied. Automatic differentiation always
-puts the cotangent left, so the gradient of a weight copies the larger operand, together
-with all elementwise work that was fused into it, against the grain of memory. Here the
-smaller operand is copied.
+with it first; an operand that lies otherwise is copied, together with all elementwise work
+that was fused into it, against the grain of memory. Automatic differentiation always puts
+the cotangent left. That suits the gradient of activations, which turns the weight and
+leaves the cotangent as it lies, but for the gradient of a weight the larger operand is
+often copied. There the smaller one is copied here.
 """
 
 import functools
@@ -24,8 +25,8 @@ def contract(
     Args:
       equation: two inputs and an output; an axis is in at least two of the three, and
         in each at most once.
-      a: first operand.
-      b: second operand, of the dtype of `a`.
+      a: first operand; activations where it matters.
+      b: second operand, of the dtype of `a`; a weight where it matters.
       dtype: of the sums; that of `a` by default. Gradients are rounded to the dtype of
         the operands before they are multiplied.
 
@@ -57,13 +58,12 @@ def _backward(
         return None, None
     a, b = residuals
     a_axes, b_axes, out = _parse(equation)
-
-    def gradient(other: jax.Array | None, other_axes: str, axes: str) -> jax.Array | None:
-        if other is None:
-            return None
-        return product(g.astype(other.dtype), out, other, other_axes, axes)
-
-    return gradient(b, b_axes, a_axes), gradient(a, a_axes, b_axes)
+    da = db = None
+    if b is not None:
+        da = jnp.einsum(f'{out},{b_axes}->{a_axes}', g.astype(b.dtype), b)
+    if a is not None:
+        db = product(g.astype(a.dtype), out, a, a_axes, b_axes)
+    return da, db
 
 
 contract.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
 from epa_jax.models import block_map, flash_backward
@@ -20,10 +19,10 @@ from epa_jax.models import flash_tiles as tiles
 from epa_jax.models.block_map import Steps
 from epa_jax.models.flash_tiles import Ref
 from epa_jax.models.mask import Tokens
+from epa_jax.models.remat import saved
 
 LARGEST_BLOCK = 512  # tokens; smaller ones skip more, larger ones take fewer steps
 LANES = 128  # a block is a multiple of a TPU's lanes
-SAVED = 'attention'  # name of the output and its softmax for rematerialisation policies
 
 
 class Blocks(NamedTuple):
@@ -199,7 +198,7 @@ def _kernel(
 def _flash_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks, static: _Static
 ) -> tuple[jax.Array, tuple]:
-    out, log_sum = (checkpoint_name(x, SAVED) for x in _forward(q, k, v, blocks, static))
+    out, log_sum = map(saved, _forward(q, k, v, blocks, static))
     return out, (q, k, v, blocks, out, log_sum)
 
 

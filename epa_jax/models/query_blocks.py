@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from epa_jax.models.contract import product
+from epa_jax.models.remat import saved
 
 BLOCK = 256  # queries of a block of `causal`
 MAX_BLOCKS = 8  # bounds the size of the compiled program
@@ -141,8 +142,8 @@ def _spans_forward(
         row, start = _corner(place, size, blocks)
         keys, values = (_cut(x, row, start, size) for x in (k, v))
         seen = _cut_mask(masks, row, place % blocks, start, size)
-        out, kept = _block_forward(q[None], keys, values, seen)
-        return out[0], kept[-1][0]
+        out, log_sum = _block_forward(q[None], keys, values, seen)
+        return out[0], log_sum[0]
 
     def step(_: None, at: tuple) -> tuple[None, tuple[jax.Array, jax.Array]]:
         choice, place, q = at
@@ -150,7 +151,8 @@ def _spans_forward(
         return None, jax.lax.switch(choice, branches, place, q)
 
     places = jnp.arange(len(q))
-    _, (out, log_sums) = jax.lax.scan(step, None, (which, places, queries))
+    _, found = jax.lax.scan(step, None, (which, places, queries))
+    out, log_sums = map(saved, found)
     return out, (q, k, v, mask, choices, out, log_sums)
 
 
@@ -164,8 +166,8 @@ def _spans_backward(kept: tuple, dout: jax.Array) -> tuple:
         row, start = _corner(place, size, blocks)
         keys, values = (_cut(x, row, start, size) for x in (k, v))
         seen = _cut_mask(mask, row, place % blocks, start, size)
-        q, out, log_sum, dout = (x[None] for x in of_block)
-        dq, *found = _block_gradients((q, keys, values, seen, out, log_sum), dout)
+        q, mean, log_sum, dout = (x[None] for x in of_block)
+        dq, *found = _block_gradients((q, keys, values, seen, mean, log_sum), dout)
         more = [
             jax.lax.dynamic_update_slice(
                 total, _cut(total, row, start, size) + part, (row, 0, start, 0)
@@ -181,7 +183,9 @@ def _spans_backward(kept: tuple, dout: jax.Array) -> tuple:
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     places = jnp.arange(len(q))
-    (dk, dv), dq = jax.lax.scan(step, zeros, (choices, places, q, out, log_sums, dout))
+    # before the loop: within it XLA would sum them again for every key
+    means = _means(dout, out)
+    (dk, dv), dq = jax.lax.scan(step, zeros, (choices, places, q, means, log_sums, dout))
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
@@ -215,13 +219,21 @@ def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
     return _block_forward(q, k, v, mask)[0]
 
 
+def _attend_block_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, tuple]:
+    out, log_sum = map(saved, _block_forward(q, k, v, mask))
+    return out, (q, k, v, mask, out, log_sum)
+
+
 def _scores(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum('bmgqh,bmkh->bmgqk', x, y, preferred_element_type=jnp.float32)
 
 
 def _block_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, tuple]:
+) -> tuple[jax.Array, jax.Array]:
+    """Output, and the log of the softmax's denominators."""
     scores = jnp.where(mask, _scores(q, k), jnp.finfo(jnp.float32).min)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
@@ -230,7 +242,7 @@ def _block_forward(
         'bmgqk,bmkh->bmgqh', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     out = (summed / total).astype(v.dtype)
-    return out, (q, k, v, mask, out, highest + jnp.log(total))
+    return out, highest + jnp.log(total)
 
 
 def _block_gradients(kept: tuple, dout: jax.Array) -> tuple:
@@ -238,11 +250,8 @@ def _block_gradients(kept: tuple, dout: jax.Array) -> tuple:
 
     The weights are computed anew, which is cheaper than to keep and read them.
     """
-    q, k, v, mask, out, log_sum = kept
+    q, k, v, mask, mean, log_sum = kept
     probs = jnp.where(mask, jnp.exp(_scores(q, k) - log_sum), 0.0)
-    mean = jnp.sum(
-        dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True
-    )
     dscores = (probs * (_scores(dout, v) - mean)).astype(q.dtype)
     dq = product(dscores, 'bmgqk', k, 'bmkh', 'bmgqh')
     dk = product(dscores, 'bmgqk', q, 'bmgqh', 'bmkh', jnp.float32)
@@ -250,9 +259,17 @@ def _block_gradients(kept: tuple, dout: jax.Array) -> tuple:
     return dq, dk, dv
 
 
+def _means(dout: jax.Array, out: jax.Array) -> jax.Array:
+    """Mean over the keys of what their scores would change: [..., 1]."""
+    dout, out = dout.astype(jnp.float32), out.astype(jnp.float32)
+    return jnp.sum(dout * out, axis=-1, keepdims=True)
+
+
 def _block_backward(kept: tuple, dout: jax.Array) -> tuple:
-    dq, dk, dv = _block_gradients(kept, dout)
+    q, k, v, mask, out, log_sum = kept
+    means = _means(dout, out)
+    dq, dk, dv = _block_gradients((q, k, v, mask, means, log_sum), dout)
     return dq, dk.astype(dq.dtype), dv.astype(dq.dtype), None
 
 
-_attend_block.defvjp(_block_forward, _block_backward)
+_attend_block.defvjp(_attend_block_forward, _block_backward)

@@ -20,6 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from epa_jax.models.mask import Tokens
+from epa_jax.models.remat import SAVED
 
 
 def attend(
@@ -85,5 +86,6 @@ def _kernel(
             block_q_dq=block,
             block_kv_dq=block,
         ),
+        residual_checkpoint_name=SAVED,
         interpret=interpret,
     )

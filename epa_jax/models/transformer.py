@@ -7,7 +7,6 @@ the MLP; other letters as in `epa_jax.types`.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from epa_jax.models import attention, rope
 from epa_jax.models.attention import Attend
 from epa_jax.models.contract import contract
 from epa_jax.models.mask import Tokens
+from epa_jax.models.remat import rematerialised
 from epa_jax.models.spec import ModelSpec
 from epa_jax.types import Params
 
@@ -189,22 +189,8 @@ class Decoder(nnx.Module):
             layer = nnx.merge(graph, weights)
             return layer(x, cos_sin, attend, spec, compute), None
 
-        x, _ = jax.lax.scan(_rematerialised(body, compute.remat), x, stacked)
+        x, _ = jax.lax.scan(rematerialised(body, compute.remat), x, stacked)
         return rms_norm(x, self.norm[...], spec.norm_eps)
-
-
-def _rematerialised(body: Callable, remat: str) -> Callable:
-    policies = jax.checkpoint_policies
-    if remat == 'none':
-        return body
-    if remat == 'dots':
-        policy = policies.dots_with_no_batch_dims_saveable
-    elif remat == 'full':
-        policy = policies.nothing_saveable
-    else:
-        raise ValueError(f'remat {remat!r}: expected none, dots or full')
-    # the layers are scanned, so there is no common subexpression to protect
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 @functools.cache

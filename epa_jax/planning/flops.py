@@ -112,8 +112,6 @@ def executed(
     total += 2 * size.head * rows * scored + 2 * size.width * pairs
     if remat == 'full':
         total += forward(size, cells, 0, pairs) - 2 * size.last * cells
-    elif remat == 'dots':
-        total += 4 * size.width * pairs
     return total
 
 

@@ -84,6 +84,19 @@ def test_the_larger_operand_is_not_transposed():
     assert left == 1
 
 
+def test_the_gradient_of_activations_takes_the_cotangent_as_it_lies():
+    x, weight = operands('btd,df->btf')
+    out, pull = jax.vjp(lambda x: contract('btd,df->btf', x, weight), x)
+    (dot,) = [
+        eqn
+        for eqn in _equations(jax.make_jaxpr(pull)(out).jaxpr)
+        if 'dot_general' in str(eqn.primitive)
+    ]
+    assert dot.invars[0].aval.shape == out.shape
+    assert dot.params['dimension_numbers'] == (((2,), (1,)), ((), ()))
+    assert dot.outvars[0].aval.shape == x.shape
+
+
 @pytest.mark.parametrize('equation', ['ab,bc', 'ab->a', 'ab,bc->a', 'aa,ab->b'])
 def test_other_equations_are_refused(equation):
     with pytest.raises(ValueError, match='expected A,B->C'):

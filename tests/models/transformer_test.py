@@ -1,12 +1,10 @@
 """The decoder: what may not change its output, and the shape of its parameters."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from epa_jax.models import transformer
 from epa_jax.models.transformer import Compute
@@ -31,42 +29,6 @@ def test_later_tokens_do_not_change_earlier_states():
     before, after = hidden(params, tokens), hidden(params, changed)
     np.testing.assert_allclose(before[:, :7], after[:, :7], rtol=1e-5, atol=1e-6)
     assert np.abs(before[:, 7] - after[:, 7]).max() > 1e-2
-
-
-@pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_rematerialisation_changes_no_gradient(remat):
-    params = tiny.params()
-    tokens = np.random.default_rng(1).integers(0, 48, (2, 9))
-
-    def gradient(remat):
-        compute = Compute(remat=remat)
-        return jax.grad(lambda p: jnp.sum(jnp.sin(hidden(p, tokens, compute=compute))))(
-            params
-        )
-
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        gradient(remat),
-        gradient('none'),
-    )
-
-
-@pytest.mark.parametrize(('remat', 'products'), [('none', 21), ('dots', 21), ('full', 27)])
-def test_kept_products_are_not_computed_again(remat, products):
-    """Of a layer's seven matrices: forward, two gradients, and again all but the last."""
-    tokens = np.zeros((2, 9))
-    compute = Compute(remat=remat)
-    traced = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(hidden(p, tokens, compute=compute))))
-    found = re.findall(
-        r'dot_general\[\s*dimension_numbers=\(\(\[[^]]*\], \[[^]]*\]\), \(\[\], \[\]\)\)',
-        str(traced(tiny.params())),
-    )
-    assert len(found) == products
-
-
-def test_unknown_rematerialisation_is_refused():
-    with pytest.raises(ValueError, match="remat 'some': expected none, dots or full"):
-        hidden(tiny.params(), np.zeros((1, 2)), compute=Compute(remat='some'))
 
 
 def test_axes_name_every_dimension_of_every_parameter():

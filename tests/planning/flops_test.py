@@ -46,7 +46,7 @@ def test_the_data_report_counts_the_same(lora):
     assert every_token_scored == pytest.approx(flops_per_token(weights))
 
 
-@pytest.mark.parametrize('remat', ['none', 'full'])
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
 def test_what_is_executed_is_what_xla_counts(remat):
     """One layer, one chunk, one block: XLA counts every loop body once, which is true."""
     spec = dataclasses.replace(

@@ -1,0 +1,74 @@
+"""What a layer computes again for its gradient: no value changes, and nothing twice."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from epa_jax.models import transformer
+from epa_jax.models.transformer import Compute
+from tests import tiny
+
+MATRIX = r'dot_general\[\s*dimension_numbers=\(\(\[[^]]*\], \[[^]]*\]\), \(\[\], \[\]\)\)'
+
+
+def total(tokens, branches=True, **how):
+    """A function of the parameters that all states take part in."""
+    tokens = jnp.asarray(tokens, jnp.int32)
+    ones = jnp.ones_like(tokens)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+
+    def run(params):
+        states = transformer.hidden_states(
+            params,
+            tokens,
+            positions,
+            ones,
+            0 * ones if branches else None,
+            spec=tiny.SPEC,
+            compute=Compute(**how),
+        )
+        return jnp.sum(jnp.sin(states))
+
+    return run
+
+
+@pytest.mark.parametrize('length', [9, 192])
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_changes_no_gradient(remat, length):
+    params = tiny.params()
+    tokens = np.random.default_rng(1).integers(0, 48, (2, length))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        jax.jit(jax.grad(total(tokens, remat=remat)))(params),
+        jax.jit(jax.grad(total(tokens, remat='none')))(params),
+    )
+
+
+@pytest.mark.parametrize(('remat', 'products'), [('none', 21), ('dots', 21), ('full', 27)])
+def test_kept_products_are_not_computed_again(remat, products):
+    """Of a layer's seven matrices: forward, two gradients, and again all but the last."""
+    traced = jax.make_jaxpr(jax.grad(total(np.zeros((2, 9)), remat=remat)))
+    assert len(re.findall(MATRIX, str(traced(tiny.params())))) == products
+
+
+@pytest.mark.parametrize('backend', ['xla', 'spans', 'pallas', 'splash'])
+def test_attention_that_is_kept_is_not_computed_again(backend):
+    tokens = np.zeros((1, 192))
+
+    def products(remat):
+        interpret = backend in ('pallas', 'splash')
+        how = {'attention': backend, 'remat': remat, 'interpret': interpret}
+        run = total(tokens, branches=backend != 'splash', **how)
+        text = str(jax.make_jaxpr(jax.grad(run))(tiny.params()))
+        return len(re.findall(r'(?:dot_general|pallas_call)\[', text))
+
+    assert products('dots') == products('none')
+    assert products('full') > products('none') + 6  # six of the layer's, and attention's
+
+
+def test_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match="remat 'some': expected none, dots or full"):
+        total(np.zeros((1, 2)), remat='some')(tiny.params())
