@@ -89,7 +89,7 @@ def run_config(setting: Setting, folder: Path, **values: object) -> RunConfig:
         'step0_guard': False,
         'model.path': setting.model,
         'model.compute_dtype': setting.dtype,
-        'model.remat': 'none',
+        'model.remat': 'dots',
         'data.train': str(found),
         'data.bad_lines': 'skip',
         'data.max_prompt_tokens': setting.max_prompt,

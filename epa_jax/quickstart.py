@@ -183,7 +183,7 @@ class Quickstart:
         cfg.workdir = str(self.out / loss)
         cfg.seed = self.seed
         cfg.model.path = str(start)
-        cfg.model.remat = 'none'
+        cfg.model.remat = 'dots'
         cfg.data.train = str(self.out / f'{data}.jsonl')
         cfg.data.eval = str(self.out / f'{data}_held_out.jsonl')
         cfg.data.max_prompt_tokens = 16

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.workdir = 'runs/quickstart_pairs'
     config.steps = 150
     config.model.path = 'runs/quickstart/sft/export'
-    config.model.remat = 'none'
+    config.model.remat = 'dots'
     config.data.train = 'runs/quickstart/pairs.jsonl'
     config.data.eval = 'runs/quickstart/pairs_held_out.jsonl'
     config.data.max_prompt_tokens = 16

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.workdir = 'runs/stories260k_dpo'
     config.steps = 30
     config.model.path = '../shared/data/stories260k'
-    config.model.remat = 'none'
+    config.model.remat = 'dots'
     config.data.train = '../shared/data/hh_rlhf_harmless_test.jsonl.gz'
     config.data.bad_lines = 'skip'  # 5 pairs differ before their last turn
     config.data.max_examples = 240
