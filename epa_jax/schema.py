@@ -115,8 +115,8 @@ class ModelConfig:
       param_dtype: dtype of the parameters, 'float32' or 'bfloat16'; adapters (see
         `lora`) are float32.
       compute_dtype: dtype of matrix products; log-probs are always float32.
-      remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' products
-        and attention's results (but for cuDNN's), 'full' only the layer's input.
+      remat: what the backward pass keeps of a layer: 'none' keeps all, 'dots' matrix
+        products and attention's results, 'full' only the layer's input.
       attention: back end: 'auto' is 'spans' on a CPU, 'pallas' on a TPU, 'cudnn' on a GPU
         in 16-bit floats, else 'xla' (see `models.attention`); what the machine cannot run
         falls back, with a line in the log.

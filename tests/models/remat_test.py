@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from epa_jax.models import transformer
+from epa_jax.models import attention, transformer
+from epa_jax.models.remat import CUDNN, rematerialised
 from epa_jax.models.transformer import Compute
 from tests import tiny
 
@@ -67,6 +68,25 @@ def test_attention_that_is_kept_is_not_computed_again(backend):
 
     assert products('dots') == products('none')
     assert products('full') > products('none') + 6  # six of the layer's, and attention's
+
+
+@pytest.mark.parametrize(('remat', 'passes'), [('none', 1), ('dots', 1), ('full', 2)])
+def test_what_cudnn_finds_is_kept(remat, passes, monkeypatch):
+    """Traced alone, for that needs no GPU."""
+    own = 'jax._src.cudnn.fused_attention_stablehlo'
+    monkeypatch.setattr(f'{own}.check_cudnn_version', lambda: 91000)
+    mask = jnp.ones((1, 64, 64), bool)
+
+    def layer(x, weight):
+        return x + attention._cudnn(x * weight, x, x, mask), None
+
+    def run(x):
+        return jnp.sum(
+            jax.lax.scan(rematerialised(layer, remat), x, jnp.ones(3, x.dtype))[0]
+        )
+
+    text = str(jax.make_jaxpr(jax.grad(run))(jnp.ones((1, 64, 2, 8), jnp.bfloat16)))
+    assert text.count(f'{CUDNN}_wrapper[') == passes
 
 
 def test_unknown_policy_is_refused():
