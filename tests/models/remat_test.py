@@ -55,6 +55,22 @@ def test_kept_products_are_not_computed_again(remat, products):
     assert len(re.findall(MATRIX, str(traced(tiny.params())))) == products
 
 
+def products_in(jaxpr):
+    """Products and kernels whose results something uses, loop bodies counted once."""
+    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {
+        id(v) for v in jaxpr.outvars
+    }
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ('dot_general', 'pallas_call'):
+            # some versions of JAX leave kernels that are dead to the compiler
+            yield from [eqn] * any(id(v) in used for v in eqn.outvars)
+            continue
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(inner, 'jaxpr', inner)
+            if hasattr(inner, 'eqns'):
+                yield from products_in(inner)
+
+
 @pytest.mark.parametrize('backend', ['xla', 'spans', 'pallas', 'splash'])
 def test_attention_that_is_kept_is_not_computed_again(backend):
     tokens = np.zeros((1, 192))
@@ -63,8 +79,8 @@ def test_attention_that_is_kept_is_not_computed_again(backend):
         interpret = backend in ('pallas', 'splash')
         how = {'attention': backend, 'remat': remat, 'interpret': interpret}
         run = total(tokens, branches=backend != 'splash', **how)
-        text = str(jax.make_jaxpr(jax.grad(run))(tiny.params()))
-        return len(re.findall(r'(?:dot_general|pallas_call)\[', text))
+        traced = jax.make_jaxpr(jax.grad(run))(tiny.params())
+        return len(list(products_in(traced.jaxpr)))
 
     assert products('dots') == products('none')
     assert products('full') > products('none') + 6  # six of the layer's, and attention's
