@@ -1,7 +1,5 @@
 """What a layer computes again for its gradient: no value changes, and nothing twice."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,6 @@ from epa_jax.models import attention, transformer
 from epa_jax.models.remat import CUDNN, rematerialised
 from epa_jax.models.transformer import Compute
 from tests import tiny
-
-MATRIX = r'dot_general\[\s*dimension_numbers=\(\(\[[^]]*\], \[[^]]*\]\), \(\[\], \[\]\)\)'
 
 
 def total(tokens, branches=True, **how):
@@ -36,23 +32,16 @@ def total(tokens, branches=True, **how):
     return run
 
 
-@pytest.mark.parametrize('length', [9, 192])
+@pytest.mark.parametrize(('length', 'atol'), [(9, 1e-5), (192, 1e-4)])  # sums of float32
 @pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_changes_no_gradient(remat, length):
+def test_changes_no_gradient(remat, length, atol):
     params = tiny.params()
     tokens = np.random.default_rng(1).integers(0, 48, (2, length))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol),
         jax.jit(jax.grad(total(tokens, remat=remat)))(params),
         jax.jit(jax.grad(total(tokens, remat='none')))(params),
     )
-
-
-@pytest.mark.parametrize(('remat', 'products'), [('none', 21), ('dots', 21), ('full', 27)])
-def test_kept_products_are_not_computed_again(remat, products):
-    """Of a layer's seven matrices: forward, two gradients, and again all but the last."""
-    traced = jax.make_jaxpr(jax.grad(total(np.zeros((2, 9)), remat=remat)))
-    assert len(re.findall(MATRIX, str(traced(tiny.params())))) == products
 
 
 def products_in(jaxpr):
@@ -69,6 +58,14 @@ def products_in(jaxpr):
             inner = getattr(inner, 'jaxpr', inner)
             if hasattr(inner, 'eqns'):
                 yield from products_in(inner)
+
+
+@pytest.mark.parametrize(('remat', 'products'), [('none', 21), ('dots', 21), ('full', 27)])
+def test_kept_products_are_not_computed_again(remat, products):
+    """Of a layer's seven matrices: forward, two gradients, and again all but the last."""
+    traced = jax.make_jaxpr(jax.grad(total(np.zeros((2, 9)), remat=remat)))(tiny.params())
+    batched = [eqn.params['dimension_numbers'][1] for eqn in products_in(traced.jaxpr)]
+    assert batched.count(((), ())) == products  # attention's have batch dimensions
 
 
 @pytest.mark.parametrize('backend', ['xla', 'spans', 'pallas', 'splash'])
