@@ -7,10 +7,11 @@ from jax.sharding import Mesh
 
 from epa_jax import sharding
 from epa_jax.config import ConfigError
-from epa_jax.data import packing
+from epa_jax.data import packing, row_lengths
 from epa_jax.data.load import Datasets
 from epa_jax.data.mixture import Mixture
 from epa_jax.data.negatives import NegativeRule
+from epa_jax.data.packing import Layout
 from epa_jax.data.pipeline import Pipeline, Visits
 from epa_jax.data.streams import Stream
 from epa_jax.schema import RunConfig
@@ -39,34 +40,41 @@ def make_batches(
     mesh: Mesh,
     total_steps: int,
 ) -> Batches:
-    """Preference rows of one shape, and rows of one shape for the text of all streams.
+    """Preference rows of a few shapes, and rows of a few for the text of all streams.
 
     Raises:
       ConfigError: rows that the mesh or the examples contradict.
     """
-    preference, held_out = _preference(run, datasets, mesh, total_steps)
+    train, held_out = _preference(run, datasets)
     made = {stream.name: _pipelines(run, stream) for stream in streams}
-    train = {name: pipeline for name, (pipeline, _) in made.items()}
-    measured = {name: pipeline for name, (_, pipeline) in made.items() if pipeline.examples}
-    layout = _text_layout(preference.layout, [*train.values(), *measured.values()])
-    rows = packing.own_rows(layout)
+    texts = {name: text for name, (text, _) in made.items()}
+    measured = {name: text for name, (_, text) in made.items() if text.examples}
+    rows = _rows(run, mesh)
+    evaluated = [] if held_out is None else [held_out]
+    layouts = _layouts(run, rows, [train], evaluated, total_steps)
+    of_text = layouts
+    if texts:
+        groups = [*texts.values()], [*measured.values()]
+        of_text = _layouts(run, rows, *groups, total_steps, longer=True)
 
-    def placed(pipelines: Mapping[str, Pipeline]) -> dict[str, Pipeline]:
-        return {
-            name: dataclasses.replace(pipeline, layout=layout, row_slice=rows)
-            for name, pipeline in pipelines.items()
-        }
+    def placed(pipeline: Pipeline, layouts: tuple[Layout, ...]) -> Pipeline:
+        own = packing.own_rows(layouts[-1])
+        return dataclasses.replace(pipeline, layouts=layouts, row_slice=own)
 
-    return Batches(Mixture(preference, placed(train)), held_out, placed(measured))
+    return Batches(
+        Mixture(
+            placed(train, layouts),
+            {name: placed(text, of_text) for name, text in texts.items()},
+        ),
+        held_out and placed(held_out, layouts),
+        {name: placed(text, of_text) for name, text in measured.items()},
+    )
 
 
-def _preference(
-    run: RunConfig, datasets: Datasets, mesh: Mesh, total_steps: int
-) -> tuple[Pipeline, Pipeline | None]:
-    """Batches of training and of evaluation."""
+def _preference(run: RunConfig, datasets: Datasets) -> tuple[Pipeline, Pipeline | None]:
+    """Preferences to train on and preferences to measure, without their layouts."""
     cfg = run.data
     rule = NegativeRule(run.seed, cfg.n_strong, cfg.n_weak, cfg.weak_source)
-    unknown = packing.Layout(1, 1, 1, rule.responses)
 
     def pipeline(examples: list[TokenExample], shuffle: bool) -> Pipeline:
         visits = Visits(
@@ -76,58 +84,76 @@ def _preference(
             shuffle=shuffle,
             resample=shuffle and cfg.resample_negatives,
         )
-        return Pipeline(examples, rule, visits, unknown)
+        return Pipeline(examples, rule, visits, ())
 
-    data = pipeline(datasets.train, cfg.shuffle)
-    sizes = [data.group(v).num_tokens for v in data.visits.first(total_steps)]
     held_out = pipeline(datasets.held_out, False) if datasets.held_out else None
-    if held_out:
-        sizes += [held_out.group(v).num_tokens for v in held_out.visits.everything()]
-    layout = _layout(run, sizes, rule.responses, mesh)
-    rows = packing.own_rows(layout)
-    return (
-        dataclasses.replace(data, layout=layout, row_slice=rows),
-        held_out and dataclasses.replace(held_out, layout=layout, row_slice=rows),
-    )
+    return pipeline(datasets.train, cfg.shuffle), held_out
 
 
-def _layout(run: RunConfig, sizes: list[int], responses: int, mesh: Mesh) -> packing.Layout:
+def _pipelines(run: RunConfig, stream: Stream) -> tuple[Pipeline, Pipeline]:
+    """Text to train on and text to measure, without their layouts."""
+    rule = NegativeRule(run.seed, 0, 0, run.data.weak_source)
+
+    def pipeline(examples: list[TokenExample], shuffle: bool) -> Pipeline:
+        visits = Visits(len(examples), stream.sequences, run.seed, shuffle, resample=False)
+        return Pipeline(examples, rule, visits, ())
+
+    return pipeline(stream.train, run.data.shuffle), pipeline(stream.held_out, False)
+
+
+def _rows(run: RunConfig, mesh: Mesh) -> int:
+    """Rows of every micro-batch."""
     ways = sharding.batch_devices(mesh)
     rows = run.batch.rows or ways
     if rows % ways:
         raise ConfigError(
             f'batch.rows={rows}: expected a multiple of mesh.data * mesh.fsdp = {ways}'
         )
-    row_length = run.batch.row_length or packing.automatic_row_length(max(sizes))
-    groups = min(run.batch.prompts, row_length // min(sizes))
-    return packing.Layout(rows, row_length, max(groups, 1), responses)
+    return rows
 
 
-def _pipelines(run: RunConfig, stream: Stream) -> tuple[Pipeline, Pipeline]:
-    """Text to train on and text to measure, without their layout."""
-    rule = NegativeRule(run.seed, 0, 0, run.data.weak_source)
-    unknown = packing.Layout(1, 1, 1, 1)
+def _layouts(
+    run: RunConfig,
+    rows: int,
+    train: Sequence[Pipeline],
+    held_out: Sequence[Pipeline],
+    total_steps: int,
+    longer: bool = False,
+) -> tuple[Layout, ...]:
+    """Layouts that these pipelines share.
 
-    def pipeline(examples: list[TokenExample], shuffle: bool) -> Pipeline:
-        visits = Visits(len(examples), stream.sequences, run.seed, shuffle, resample=False)
-        return Pipeline(examples, rule, visits, unknown)
+    Args:
+      run: the configuration.
+      rows: of a micro-batch.
+      train: batches of every step.
+      held_out: batches of evaluation.
+      total_steps: of the run.
+      longer: rows may be longer than the configuration says, where examples need it.
+    """
+    steps = [step for pipeline in train for step in _sizes_of_steps(pipeline, total_steps)]
+    visited = [(pipeline, pipeline.visits.first(total_steps)) for pipeline in train]
+    visited += [(pipeline, pipeline.visits.everything()) for pipeline in held_out]
+    sizes = [p.group(visit).num_tokens for p, visits in visited for visit in visits]
+    shortest, longest = min(sizes), max(sizes)
+    prompts = max(pipeline.visits.prompts for pipeline in train)
 
-    return pipeline(stream.train, run.data.shuffle), pipeline(stream.held_out, False)
+    def layout(row_length: int) -> Layout:
+        groups = max(min(prompts, row_length // shortest), 1)
+        return Layout(rows, row_length, groups, train[0].rule.responses)
+
+    given = run.batch.row_length
+    if given and longer:
+        given = max(given, packing.automatic_row_length(longest))
+    if given:
+        packing.check_length(longest, layout(given))
+    lengths = row_lengths.choose(
+        steps, longest, layout, run.batch.row_lengths, total_steps, given
+    )
+    return tuple(layout(length) for length in lengths)
 
 
-def _text_layout(
-    preference: packing.Layout, pipelines: Sequence[Pipeline]
-) -> packing.Layout:
-    """As many rows as the preference data has, as long or longer where text needs it."""
-    sizes = [
-        len(example.prompt_ids) + len(example.response_ids[0])
-        for pipeline in pipelines
-        for example in pipeline.examples
-    ]
-    if not sizes:
-        return preference
-    longest = packing.automatic_row_length(max(sizes))
-    row_length = max(preference.row_length, longest)
-    most = max(pipeline.visits.prompts for pipeline in pipelines)
-    groups = max(min(most, row_length // min(sizes)), 1)
-    return packing.Layout(preference.rows, row_length, groups, 1)
+def _sizes_of_steps(pipeline: Pipeline, total_steps: int) -> list[list[int]]:
+    """Tokens of every prompt with its responses, of steps spread over the run."""
+    numbers = row_lengths.sampled(total_steps, pipeline.visits.prompts)
+    steps = pipeline.visits.steps(numbers)
+    return [[pipeline.group(visit).num_tokens for visit in step] for step in steps]

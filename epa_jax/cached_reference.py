@@ -162,6 +162,7 @@ def _unknown(
     pipeline: Pipeline, groups: Sequence[TokenGroup], known: np.ndarray
 ) -> Iterator[PackedBatch]:
     """Batches of what is not known: of whole chunks, since these are packed as ever."""
+    pipeline = pipeline.settled(groups)
     for start in range(0, len(groups), CHUNK):
         if np.isnan(known[start : start + CHUNK]).any():
             yield from pipeline.batches(groups[start : start + CHUNK])

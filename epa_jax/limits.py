@@ -67,6 +67,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     'lora.alpha': (0, None),
     'batch.prompts': (1, None),
     'batch.row_length': (0, None),
+    'batch.row_lengths': (0, 4),
     'batch.rows': (0, None),
     'optim.lr': (0, None),
     'optim.warmup_ratio': (0, 1),

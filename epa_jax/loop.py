@@ -20,6 +20,7 @@ from epa_jax.metrics import finalise
 from epa_jax.monitor import Monitor
 from epa_jax.prepare import Job
 from epa_jax.progress import Progress
+from epa_jax.rehearsal import rehearse
 from epa_jax.train_step import Metrics
 from epa_jax.types import PackedBatch, TrainState
 from epa_jax.watchdog import Watchdog
@@ -141,6 +142,8 @@ class Loop:
             if self.step == 0:
                 self._check_start(data.preference[0])
             with self.out.monitor.stepping(self.step + 1):
+                if self._pending is None and self.tally.steps == 0:
+                    self._rehearse()
                 metrics = self._update(data)
             self._report()  # the step before, so that the device need not wait for it
             self.step += 1
@@ -159,6 +162,10 @@ class Loop:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
+
+    def _rehearse(self) -> None:
+        job = self.job
+        rehearse(job.programs, job.loss, self.state, job.frozen, job.batches.train)
 
     def _update(self, data: StepData) -> Metrics:
         job, programs = self.job, self.job.programs

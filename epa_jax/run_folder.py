@@ -44,6 +44,7 @@ FREE = (
     'max_step_minutes',
     'step0_guard',
     'batch.rows',
+    'batch.row_lengths',
     'model.remat',
     'model.logprob_chunk',
     'model.vocab_block',

@@ -161,7 +161,9 @@ class BatchConfig:
 
     Attributes:
       prompts: prompts per optimiser step, over all devices.
-      row_length: tokens per row; 0 fits the largest prompt with its responses.
+      row_length: tokens of the longest rows; 0 chooses, see `data.row_lengths`.
+      row_lengths: at most so many lengths, each compiled by itself; 0 is up to 3, where
+        they save more than compiling costs, and 1 where `row_length` is given.
       rows: rows per micro-batch, over all devices; a step runs as many micro-batches
         as its prompts need, so this bounds memory and changes no result. 0 is one
         row for every data-parallel device.
@@ -169,6 +171,7 @@ class BatchConfig:
 
     prompts: int = 16
     row_length: int = 0
+    row_lengths: int = 0
     rows: int = 0
 
 
@@ -199,8 +202,7 @@ class OptimConfig:
     Attributes:
       name: 'adamw', 'adafactor' or 'rmsprop'.
       lr: peak learning rate.
-      schedule: after warm-up: 'cosine' or 'linear' down to `final_lr_ratio`, or
-        'constant'.
+      schedule: after warm-up 'cosine' or 'linear' down to `final_lr_ratio`, or 'constant'.
       warmup_ratio: fraction of all steps spent rising from 0 to `lr`.
       final_lr_ratio: last learning rate over `lr`.
       b1: first-moment decay (adamw).
@@ -285,8 +287,7 @@ class PlanConfig:
     """What `epa_jax.plan` assumes where model or data are not at hand; no run reads it.
 
     Attributes:
-      architecture: a config.json as Hugging Face writes it, used when `model.path` does
-        not exist.
+      architecture: Hugging Face's config.json, used when `model.path` does not exist.
       examples: training examples.
       prompt_tokens: of a prompt, mean; 0 reads the data.
       response_tokens: of a response, mean.
@@ -311,8 +312,7 @@ class RunConfig:
       steps: optimiser steps; 0 follows `epochs`.
       max_bad_steps: non-finite updates in a row that stop the run.
       max_step_minutes: a step (or batch measured) that hangs so long ends the run; 0 never.
-      step0_guard: check at step 0 that a policy equal to its reference has the loss it
-        must have.
+      step0_guard: check at step 0 that a policy equal to its reference has its known loss.
       export: write a Hugging Face folder at the end; with `lora`, of the adapters, in
         PEFT's layout.
     """

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from epa_jax.config import ConfigError
+from epa_jax.data import row_lengths
+from epa_jax.data.pipeline import Pipeline
 from epa_jax.formats.load import load_model
 from epa_jax.guard import GuardError
 from epa_jax.loop import Loop, TrainingError
@@ -121,6 +123,32 @@ def test_a_reference_in_the_step_equals_the_cached_one(folder, epa_result):
         for r in (epa_result, result)
     )
     assert in_step == pytest.approx(cached, rel=1e-4)
+
+
+def test_rows_of_several_lengths_change_no_result(folder, monkeypatch):
+    met = []
+    pack = Pipeline.pack
+
+    def noting(self, groups):
+        batches = pack(self, groups)
+        met.append(batches[0].tokens.shape[1])
+        return batches
+
+    monkeypatch.setattr(Pipeline, 'pack', noting)
+
+    def result(name, lengths):
+        monkeypatch.setattr(row_lengths, 'choose', lambda *_: lengths)
+        run = small_run.config(folder, name, batch__prompts=20, steps=12, optim__lr=1e-3)
+        return train(run).summary
+
+    one = result('one_length', [96])
+    met.clear()
+    several = result('two_lengths', [64, 96])
+    assert set(met) == {64, 96}
+    assert one['traces']['accumulate'] == 1
+    assert several['traces']['accumulate'] == 2
+    for name, value in one['eval_last'].items():
+        assert several['eval_last'][name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
 
 
 def test_sft_needs_no_reference_and_learns(folder):

@@ -58,7 +58,7 @@ def plan(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (room, row) that may take more, sorted
     for i in order:
-        _check_length(lengths[i], layout)
+        check_length(lengths[i], layout)
         best = bisect.bisect_left(open_rows, (lengths[i], 0))
         if best < len(open_rows):
             room, row = open_rows.pop(best)
@@ -71,7 +71,39 @@ def plan(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     return rows
 
 
-def _check_length(length: int, layout: Layout) -> None:
+def cells(lengths: Sequence[int], layout: Layout) -> int:
+    """Cells computed for groups of these lengths, padding and empty rows included.
+
+    Raises:
+      ConfigError: a group is longer than a row.
+    """
+    micro_batches = -(-len(plan(lengths, layout)) // layout.rows)
+    return micro_batches * layout.rows * layout.row_length
+
+
+def cheapest(lengths: Sequence[int], layouts: Sequence[Layout]) -> Layout:
+    """The layout that computes the fewest cells for groups of these lengths.
+
+    Args:
+      lengths: tokens of each group.
+      layouts: to choose from, shortest rows first.
+
+    Raises:
+      ConfigError: a group is longer than the longest rows.
+    """
+    longest = max(lengths, default=0)
+    fitting = [one for one in layouts if one.row_length >= longest] or [layouts[-1]]
+    if len(fitting) == 1:
+        return fitting[0]
+    return min(fitting, key=lambda layout: cells(lengths, layout))
+
+
+def check_length(length: int, layout: Layout) -> None:
+    """Refuses a prompt with its responses that no row holds.
+
+    Raises:
+      ConfigError: it is longer than a row.
+    """
     if length > layout.row_length:
         raise ConfigError(
             f'a prompt with its responses has {length} tokens and rows hold '

@@ -9,7 +9,7 @@ import numpy as np
 from epa_jax.data.examples import ReadReport
 from epa_jax.data.load import Datasets
 from epa_jax.data.mixture import Mixture
-from epa_jax.data.packing import plan
+from epa_jax.data.packing import cells, cheapest
 from epa_jax.data.pipeline import Pipeline
 from epa_jax.data.streams import Stream
 from epa_jax.data.tokenise import TokeniseReport
@@ -152,16 +152,20 @@ def _roles(groups: Iterable[TokenGroup]) -> dict[str, int]:
 
 def _rows(data: Pipeline, lengths: Sequence[int]) -> dict[str, Any]:
     """Fill of the packed rows of the steps that visit groups of these lengths."""
-    layout, prompts = data.layout, data.visits.prompts
+    prompts, rows = data.visits.prompts, data.layout.rows
     starts = range(0, len(lengths), prompts)
-    rows = [len(plan(lengths[start : start + prompts], layout)) for start in starts]
-    micro_batches = sum(-(-count // layout.rows) for count in rows)
-    cells = micro_batches * layout.rows * layout.row_length
+    steps = [lengths[start : start + prompts] for start in starts]
+    layouts = [cheapest(step, data.layouts) for step in steps]
+    computed = [cells(step, layout) for step, layout in zip(steps, layouts, strict=True)]
+    micro_batches = [
+        count / (rows * layout.row_length)
+        for count, layout in zip(computed, layouts, strict=True)
+    ]
     return {
-        'row_length': layout.row_length,
-        'rows_per_micro_batch': layout.rows,
-        'micro_batches_per_step': micro_batches / len(rows),
-        'padding': 1 - sum(lengths) / cells,
+        'row_lengths': [layout.row_length for layout in data.layouts],
+        'rows_per_micro_batch': rows,
+        'micro_batches_per_step': sum(micro_batches) / len(steps),
+        'padding': 1 - sum(lengths) / sum(computed),
     }
 
 
@@ -186,13 +190,18 @@ def render(report: Mapping[str, Any]) -> str:
         f'{visits["epochs"]:.2f} epochs; responses: {visits["responses"]}',
         f'  prompt with its responses: median {per_prompt["median"]:.0f} tokens, '
         f'longest {per_prompt["max"]:.0f}',
-        f'  rows       {rows["row_length"]} tokens, {rows["padding"]:.1%} padding, '
-        f'{rows["micro_batches_per_step"]:.1f} micro-batches of '
+        f'  rows       {_one_of(rows["row_lengths"])} tokens, {rows["padding"]:.1%} '
+        f'padding, {rows["micro_batches_per_step"]:.1f} micro-batches of '
         f'{rows["rows_per_micro_batch"]} a step',
         f'  compute    {compute["tokens_per_step"]:,.0f} tokens and '
         f'{compute["flops_per_step"] / 1e12:.3g} TFLOP a step',
     ]
     return '\n'.join(lines)
+
+
+def _one_of(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f'{", ".join(others)} or {last}' if others else last
 
 
 def _render_stream(name: str, text: Mapping[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ class Call:
     name: str
     function: jax.stages.Wrapped
     args: tuple
-    times: int
+    times: float
     beside: int
 
 
@@ -169,7 +169,7 @@ class _Maker:
         out.append(self._call('update', built.update, update, 1))
         return out
 
-    def _call(self, name: str, function: Any, args: tuple, times: int) -> Call:
+    def _call(self, name: str, function: Any, args: tuple, times: float) -> Call:
         long_lived = [a for a in args if not isinstance(a, (PackedBatch, Coupled, float))]
         beside = self.resident - device_bytes(long_lived)
         return Call(name, function, args, times, max(beside, 0))

@@ -54,7 +54,7 @@ class Compiled:
     """
 
     name: str
-    times: int
+    times: float
     memory: Memory | None
     needed: int
     collectives: list[hlo.Collective]

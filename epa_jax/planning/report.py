@@ -115,7 +115,7 @@ def _head(plan: Mapping[str, Any]) -> list[str]:
         f'Plan: {settings["loss"]} on {plan["topology"]} '
         f'({plan["devices"]} devices: {axes})',
         f'  step       {settings["prompts"]} prompts, {work["tokens"]:,.0f} tokens in '
-        f'{work["micro_batches"]} micro-batches of {settings["rows"]} rows of '
+        f'{work["micro_batches"]:.3g} micro-batches of {settings["rows"]} rows of '
         f'{settings["row_length"]}' + (f' and {text} of text' if text else ''),
         f'  lengths    {work["source"]}',
         f'  settings   parameters {settings["param_dtype"]}, compute '
@@ -169,7 +169,7 @@ def _collectives(plan: Mapping[str, Any]) -> list[str]:
         where = 'in a loop' if row['in_loop'] else 'once'
         how = 'beside computation' if row['overlapped'] else 'waited for'
         lines.append(
-            f'  {row["program"]:10} {row["kind"]:18} {row["runs"] * row["count"]:7,} x '
+            f'  {row["program"]:10} {row["kind"]:18} {row["runs"] * row["count"]:7,.0f} x '
             f'{size(row["runs"] * row["sent"]):>9}  {where}, {how}'
             + (', between slices' if row['between_slices'] else '')
         )

@@ -11,7 +11,8 @@ from epa_jax import sharding
 from epa_jax.batches import make_batches
 from epa_jax.config import ConfigError
 from epa_jax.data.load import load_datasets
-from epa_jax.data.packing import Layout, plan
+from epa_jax.data.packing import Layout, cells, cheapest
+from epa_jax.data.pipeline import Pipeline
 from epa_jax.data.streams import load_streams
 from epa_jax.formats.tokenizer import load_tokenizer
 from epa_jax.losses import Loss
@@ -28,9 +29,9 @@ class Workload:
     """What a step and a run hold.
 
     Attributes:
-      layout: of preference rows.
-      text: of rows of text; equal to `layout` without streams.
-      micro_batches: of preference rows, in a step.
+      layout: of preference rows, the longest.
+      text: of rows of text, the longest; equal to `layout` without streams.
+      micro_batches: of preference rows, in a step; with shorter rows counts in part.
       text_micro_batches: of text rows, in a step.
       tokens: real tokens of a step, text included.
       scored: of those, predicted ones.
@@ -42,7 +43,7 @@ class Workload:
 
     layout: Layout
     text: Layout
-    micro_batches: int
+    micro_batches: float
     text_micro_batches: int
     tokens: float
     scored: float
@@ -149,7 +150,6 @@ def _measured(run: RunConfig, mesh: Mesh, loss: Loss) -> Workload:
     count = min(SAMPLE, steps * run.batch.prompts)
     dataset = data.visits.dataset()
     groups = [data.group(dataset[i]) for i in range(count)]
-    rows = len(plan([g.num_tokens for g in groups[: run.batch.prompts]], data.layout))
     text = [
         (p.visits.prompts, [len(e.prompt_ids) + len(e.response_ids[0]) for e in p.examples])
         for p in batches.train.streams.values()
@@ -163,7 +163,7 @@ def _measured(run: RunConfig, mesh: Mesh, loss: Loss) -> Workload:
     return Workload(
         layout=data.layout,
         text=layout,
-        micro_batches=math.ceil(rows / data.layout.rows),
+        micro_batches=_micro_batches(data, groups),
         text_micro_batches=math.ceil(text_rows / layout.rows),
         tokens=prompts * float(np.mean([g.num_tokens for g in groups])) + extra,
         scored=prompts * float(np.mean([_scored(g) for g in groups])) + extra,
@@ -173,6 +173,15 @@ def _measured(run: RunConfig, mesh: Mesh, loss: Loss) -> Workload:
         prompts=min(len(datasets.train), steps * prompts),
         source=f'measured on {count} prompts of {run.data.train}',
     )
+
+
+def _micro_batches(data: Pipeline, groups: list[TokenGroup]) -> float:
+    """Of a step, counted by their cells in those with the longest rows."""
+    sizes, prompts = [group.num_tokens for group in groups], data.visits.prompts
+    starts = range(0, max(len(sizes) - prompts, 0) + 1, prompts)
+    steps = [sizes[start : start + prompts] for start in starts]
+    computed = [cells(step, cheapest(step, data.layouts)) for step in steps]
+    return float(np.mean(computed)) / (data.layout.rows * data.layout.row_length)
 
 
 def _scored(group: TokenGroup) -> int:

@@ -17,7 +17,7 @@ PAIRS = Pipeline(
     random_examples(7),
     NegativeRule(5, 1, 1, 'any'),
     Visits(7, 3, seed=5, shuffle=True, resample=True),
-    Layout(2, 64, 2, 3),
+    (Layout(2, 64, 2, 3),),
 )
 
 
@@ -25,7 +25,7 @@ def stream(count, share, seed):
     rng = np.random.default_rng(seed)
     texts = [example([1], [rng.integers(1, 99, 3 + i).tolist()]) for i in range(count)]
     visits = Visits(count, share, seed=5, shuffle=True, resample=False)
-    return Pipeline(texts, NegativeRule(5, 0, 0, 'any'), visits, Layout(2, 64, 4, 1))
+    return Pipeline(texts, NegativeRule(5, 0, 0, 'any'), visits, (Layout(2, 64, 4, 1),))
 
 
 STREAMS = {'sft': stream(5, 2, 1), 'pretrain': stream(9, 4, 2)}

@@ -174,6 +174,25 @@ def test_plan_takes_the_fullest_row_that_fits():
     assert packing.plan(lengths, Layout(1, 10, 4, 1)) == [[1, 2], [0, 3]]
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 4))
+def test_cells_are_those_of_the_batches(lengths, rows):
+    layout = Layout(rows, 32, 4, 1)
+    groups = [token_examples.token_group(i, [1] * n, []) for i, n in enumerate(lengths)]
+    batches = packing.pack(groups, layout)
+    assert packing.cells(lengths, layout) == sum(b.tokens.size for b in batches)
+
+
+def test_the_cheapest_layout_holds_the_longest_and_ties_go_to_short_rows():
+    short, middle, long = (Layout(1, n, 4, 1) for n in (16, 32, 48))
+    every = (short, middle, long)
+    assert packing.cheapest([16, 16], every) is short  # 32 cells, as in one row of 32
+    assert packing.cheapest([17, 9], every) is middle
+    assert packing.cheapest([30, 18], every) is long
+    assert packing.cheapest([], every) is short
+    with pytest.raises(ConfigError, match='49 tokens and rows hold 48'):
+        packing.plan([49], packing.cheapest([49], every))
+
+
 def test_rows_are_spread_over_micro_batches():
     groups = [token_examples.token_group(i, [1] * 20, [[2]]) for i in range(5)]
     batches = packing.pack(groups, LAYOUT)

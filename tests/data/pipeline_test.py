@@ -22,7 +22,7 @@ from tests.data.tokenizers_in_memory import made, text_of
 SIZE, PROMPTS = 11, 4
 EXAMPLES = random_examples(SIZE)
 VISITS = Visits(size=SIZE, prompts=PROMPTS, seed=5, shuffle=True, resample=True)
-PIPELINE = Pipeline(EXAMPLES, NegativeRule(5, 2, 3, 'any'), VISITS, Layout(2, 128, 3, 6))
+PIPELINE = Pipeline(EXAMPLES, NegativeRule(5, 2, 3, 'any'), VISITS, (Layout(2, 128, 3, 6),))
 
 
 def take(pipeline, count):
@@ -117,15 +117,41 @@ def test_a_state_of_the_past_rewinds():
     assert_same([next(steps) for _ in range(3)], expected)
 
 
+def test_every_step_has_the_rows_that_suit_it():
+    lengths = (48, 64, 128)
+    layouts = tuple(Layout(2, n, 3, 6) for n in lengths)
+    steps = take(dataclasses.replace(PIPELINE, layouts=layouts), 12)
+    alone = [  # of rows that hold every prompt; some have more than 48 tokens
+        take(dataclasses.replace(PIPELINE, layouts=(layout,)), 12) for layout in layouts[1:]
+    ]
+    met = set()
+    for i, step in enumerate(steps):
+        (length,) = {batch.tokens.shape[1] for batch in step}
+        cells = sum(batch.tokens.size for batch in step)
+        for other in alone:
+            assert cells <= sum(batch.tokens.size for batch in other[i])
+            assert keys(step) == keys(other[i])
+        met.add(length)
+    assert len(met) > 1
+
+
+def test_a_pass_over_many_keeps_to_one_shape():
+    layouts = tuple(Layout(2, n, 3, 6) for n in (64, 128))
+    several = dataclasses.replace(PIPELINE, layouts=layouts)
+    batches = list(several.once())
+    assert len({batch.tokens.shape for batch in batches}) == 1
+    assert keys(batches) == keys(list(PIPELINE.once())) == list(range(SIZE))
+
+
 @pytest.mark.parametrize('processes', [2, 4])
 def test_processes_together_make_the_steps_of_one(processes):
     layout = dataclasses.replace(PIPELINE.layout, rows=4)
-    whole = take(dataclasses.replace(PIPELINE, layout=layout), 5)
+    whole = take(dataclasses.replace(PIPELINE, layouts=(layout,)), 5)
     share = 4 // processes
     parts = [
         take(
             dataclasses.replace(
-                PIPELINE, layout=layout, row_slice=slice(share * p, share * (p + 1))
+                PIPELINE, layouts=(layout,), row_slice=slice(share * p, share * (p + 1))
             ),
             5,
         )

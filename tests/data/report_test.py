@@ -29,13 +29,13 @@ TRAIN = [
 HELD_OUT = [example([9] * 5, [[1], [2, 2]])]
 
 
-def pipeline(examples, rule=None, layout=None, **visits):
+def pipeline(examples, rule=None, layouts=None, **visits):
     defaults = {'prompts': 2, 'seed': 0, 'shuffle': True, 'resample': True}
     return Pipeline(
         examples,
         rule or NegativeRule(seed=0, n_strong=1, n_weak=0, weak_source='any'),
         Visits(size=len(examples), **{**defaults, **visits}),
-        layout or Layout(rows=1, row_length=16, groups_per_row=2, responses=2),
+        layouts or (Layout(rows=1, row_length=16, groups_per_row=2, responses=2),),
     )
 
 
@@ -151,7 +151,7 @@ def test_one_epoch_by_hand():
     )
     # any two of them fit a row of 16, so both steps are one micro-batch
     assert report['rows'] == {
-        'row_length': 16,
+        'row_lengths': [16],
         'rows_per_micro_batch': 1,
         'micro_batches_per_step': 1.0,
         'padding': 1 - 26 / 32,
@@ -185,6 +185,12 @@ def test_the_text_says_what_the_json_says():
     ]
 
 
+def test_rows_of_several_lengths_are_all_named():
+    report = reported()
+    report['rows']['row_lengths'] = [128, 256, 384]
+    assert '  rows       128, 256 or 384 tokens, 18.8% padding' in render(report)
+
+
 def test_the_report_is_json_and_is_rendered_alike_when_read_back():
     report = reported()
     back = json.loads(json.dumps(report, allow_nan=False))
@@ -194,9 +200,9 @@ def test_the_report_is_json_and_is_rendered_alike_when_read_back():
 
 def test_nothing_held_out_and_nothing_amiss_takes_few_lines():
     fine = random_examples(4)
-    layout = Layout(1, 64, 4, 2)
+    layouts = (Layout(1, 64, 4, 2),)
     text = render(
-        data_report(datasets_of(fine), Mixture(pipeline(fine, layout=layout)), 2, 1)
+        data_report(datasets_of(fine), Mixture(pipeline(fine, layouts=layouts)), 2, 1)
     )
     assert '  held_out   0 examples\n' in text
     assert not any(word in text for word in ('dropped', 'truncated', 'skipped', 'None'))
@@ -205,13 +211,14 @@ def test_nothing_held_out_and_nothing_amiss_takes_few_lines():
 @pytest.mark.parametrize('resample', [True, False])
 @pytest.mark.parametrize('shuffle', [True, False])
 @pytest.mark.parametrize(('prompts', 'steps'), [(4, 9), (7, 1), (30, 2)])
-def test_numbers_are_those_of_the_batches(shuffle, resample, prompts, steps):
+@pytest.mark.parametrize('lengths', [(64,), (48, 64, 80)])
+def test_numbers_are_those_of_the_batches(shuffle, resample, prompts, steps, lengths):
     """What the run will do, counted over the micro-batches that it is given."""
     examples = random_examples(17)
     data = pipeline(
         examples,
         NegativeRule(3, 2, 2, 'any'),
-        Layout(rows=2, row_length=64, groups_per_row=3, responses=5),
+        tuple(Layout(rows=2, row_length=n, groups_per_row=3, responses=5) for n in lengths),
         prompts=prompts,
         shuffle=shuffle,
         resample=resample,
@@ -238,7 +245,7 @@ def test_numbers_are_those_of_the_batches(shuffle, resample, prompts, steps):
 
 def test_padding_is_that_of_the_first_steps_of_a_long_run():
     examples = random_examples(5)
-    data = pipeline(examples, layout=Layout(2, 32, 2, 2))
+    data = pipeline(examples, layouts=(Layout(2, 32, 2, 2),))
     rows = [
         data_report(datasets_of(examples), Mixture(data), steps, 1)['rows']
         for steps in (SAMPLE, SAMPLE + 9)

@@ -137,7 +137,7 @@ def train(
     longest = 1 + OPENING + rule.responses * LENGTH
     layout = packing.Layout(sizes.batch, longest, 4, rule.responses)  # one row a prompt
     visits = Visits(len(examples), sizes.batch, seed, shuffle=True, resample=True)
-    batches = Mixture(Pipeline(examples, rule, visits, layout)).steps()
+    batches = Mixture(Pipeline(examples, rule, visits, (layout,))).steps()
 
     gradients = jax.jit(objective.gradients)
     frozen = Frozen(None, teller.params, in_step=True)
