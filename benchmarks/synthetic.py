@@ -77,7 +77,7 @@ def groups(lengths: Sequence[Lengths], vocab: int, seed: int = 0) -> list[TokenG
 
 
 def layout(step: Sequence[TokenGroup], rows: int = 1) -> packing.Layout:
-    """Rows as a run chooses them by itself: they fit the largest prompt."""
+    """Rows that fit the largest prompt with its responses."""
     sizes = [group.num_tokens for group in step]
     length = packing.automatic_row_length(max(sizes))
     most = max(min(len(step), length // min(sizes)), 1)

@@ -109,10 +109,20 @@ def run_config(setting: Setting, folder: Path, **values: object) -> RunConfig:
 
 
 def make_job(run: RunConfig) -> Job:
-    """The run, ready to start; reference log-probs are computed here."""
+    """The run, ready to start; reference log-probs are computed here.
+
+    Its rows are as long as those of a run over all of the data: of the few steps that are
+    measured, lengths could be chosen that suit no others as well.
+    """
     tokenizer = load_tokenizer(run.model.path)
     strong = loss_of(run).needs.min_strong
-    return prepare(run, load_datasets(run.data, tokenizer, min_strong=strong), tokenizer)
+    datasets = load_datasets(run.data, tokenizer, min_strong=strong)
+    job = prepare(run, datasets, tokenizer)
+    epoch = max(len(datasets.train) // run.batch.prompts, run.steps)
+    layouts = make_batches(run, datasets, (), job.mesh, epoch).train.preference.layouts
+    data = dataclasses.replace(job.batches.train.preference, layouts=layouts)
+    train = dataclasses.replace(job.batches.train, preference=data)
+    return dataclasses.replace(job, batches=dataclasses.replace(job.batches, train=train))
 
 
 def pipeline(run: RunConfig) -> Pipeline:

@@ -18,7 +18,7 @@ MOST = 3  # lengths that a run takes by itself
 CANDIDATES = 24  # lengths compared
 LONGER = 1.5  # times what the longest prompt needs: the longest rows by themselves
 PRICE = 0.05  # of the cells that a row twice as long must save, for its attention
-COMPILED = 20  # steps that another length must save, for its compilation
+COMPILED = 10  # steps that another length must save, for its compilation
 SAMPLE = 4096  # prompts whose steps are counted
 
 

@@ -53,6 +53,7 @@ def epa_on_ultrafeedback(config: ConfigDict, machine: str) -> None:
     config.batch.prompts = 128
     config.batch.rows = EPA_ROWS[machine]
     config.batch.row_length = 3072
+    config.batch.row_lengths = 2
     config.plan.examples = 63967
     config.plan.prompt_tokens = 200
     config.plan.response_tokens = 300
@@ -77,6 +78,7 @@ def mpo_on_hh_rlhf(config: ConfigDict, machine: str) -> None:
     config.batch.prompts = 256
     config.batch.rows = MPO_ROWS[machine]
     config.batch.row_length = 1024
+    config.batch.row_lengths = 2
     config.plan.examples = 160800
     config.plan.prompt_tokens = 125
     config.plan.response_tokens = 45
