@@ -23,7 +23,7 @@ from epa_jax.loop import Loop, Outputs
 from epa_jax.prepare import Job
 from epa_jax.writers import Writers
 
-REFERENCE_STEPS = 4  # at most so many steps' forward passes are timed
+REFERENCE_ROUNDS = 3  # of the reference's pass; the median counts
 
 
 class Steps:
@@ -67,20 +67,23 @@ def train(job: Job, recorder: Recorder) -> None:
 
 
 def reference_seconds(job: Job, steps: int) -> float:
-    """Median seconds that the reference's forward pass of one step's prompts takes.
+    """Seconds that the reference's forward pass takes for the prompts of a step.
 
-    It is the pass that fills the cache; compilation, paid once, is left out.
+    It is the pass that fills the cache, packed as that one is: the prompts of all steps
+    together. Those of the first are left out, as their step is, and so is compilation.
     """
     data, params = job.batches.train.preference, job.weights.base
-    taken = []
-    for groups in workload.groups_of_steps(data, min(steps, REFERENCE_STEPS)):
-        batches = [job.programs.place(batch) for batch in data.pack(groups)]
-        once = [job.programs.table(params, job.frozen, b) for b in batches[:1]]
-        jax.block_until_ready(once)  # compiles the first time
+    measured = workload.groups_of_steps(data, steps)[min(1, steps - 1) :]
+    groups = [group for step in measured for group in step]
+    batches = [job.programs.place(batch) for batch in data.settled(groups).pack(groups)]
+
+    def seconds() -> float:
         start = time.perf_counter()
         jax.block_until_ready([job.programs.table(params, job.frozen, b) for b in batches])
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        return time.perf_counter() - start
+
+    jax.block_until_ready(job.programs.table(params, job.frozen, batches[0]))  # compiles
+    return statistics.median(seconds() for _ in range(REFERENCE_ROUNDS)) / len(measured)
 
 
 def measured(setting: workload.Setting, recorder: Recorder, **values: object) -> None:

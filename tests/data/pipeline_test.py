@@ -145,16 +145,14 @@ def test_a_pass_over_many_keeps_to_one_shape():
 
 @pytest.mark.parametrize('processes', [2, 4])
 def test_processes_together_make_the_steps_of_one(processes):
-    layout = dataclasses.replace(PIPELINE.layout, rows=4)
-    whole = take(dataclasses.replace(PIPELINE, layouts=(layout,)), 5)
+    layouts = tuple(Layout(4, length, 3, 6) for length in (64, 80))
+    visits = dataclasses.replace(VISITS, prompts=9)
+    data = dataclasses.replace(PIPELINE, layouts=layouts, visits=visits)
+    whole = take(data, 8)
+    assert len({batch.tokens.shape for step in whole for batch in step}) == 2
     share = 4 // processes
     parts = [
-        take(
-            dataclasses.replace(
-                PIPELINE, layouts=(layout,), row_slice=slice(share * p, share * (p + 1))
-            ),
-            5,
-        )
+        take(dataclasses.replace(data, row_slice=slice(share * p, share * (p + 1))), 8)
         for p in range(processes)
     ]
     joined = [
