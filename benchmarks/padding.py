@@ -48,7 +48,7 @@ def measured(
         return Layout(rows, length, len(steps[0]), 1)
 
     found = {'longest': [packing.automatic_row_length(longest)]} | {
-        str(most): row_lengths.choose(sampled, longest, layout, most)
+        str(most): row_lengths.choose(sampled, longest, layout, len(steps), most)
         for most in range(1, MOST + 1)
     }
     return [

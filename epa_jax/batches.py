@@ -147,7 +147,7 @@ def _layouts(
     if given:
         packing.check_length(longest, layout(given))
     lengths = row_lengths.choose(
-        steps, longest, layout, run.batch.row_lengths, total_steps, given
+        steps, longest, layout, total_steps, run.batch.row_lengths, given
     )
     return tuple(layout(length) for length in lengths)
 

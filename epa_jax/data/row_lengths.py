@@ -37,8 +37,8 @@ def choose(
     steps: Sequence[Sequence[int]],
     longest: int,
     layout: Callable[[int], Layout],
+    total_steps: int,
     most: int = 0,
-    total_steps: int = 0,
     limit: int = 0,
 ) -> list[int]:
     """Row lengths of a run, shortest first.
@@ -47,9 +47,9 @@ def choose(
       steps: tokens of every prompt with its responses, of some of the run's steps.
       longest: the most that any has, of all steps and of evaluation.
       layout: shape of a micro-batch with rows of this length.
+      total_steps: of the run.
       most: lengths to take at most; 0 takes another only where it saves the run more
         steps than its compilation costs.
-      total_steps: of the run.
       limit: the longest row, and the only length unless `most` is 2 or more; 0 is half as
         long again as the longest prompt needs.
 

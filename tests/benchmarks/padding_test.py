@@ -34,7 +34,7 @@ def test_the_command_writes_a_line_for_every_choice(tmp_path):
         padding.main(
             [*where, '--name', 'small', '--of', '20', '--rows', '1', '4', '--out', str(out)]
         )
-    rows = list(csv.DictReader(out.open()))
+    rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [(row['rows'], row['lengths']) for row in rows] == [
         (rows, way) for rows in ('1', '4') for way in ('longest', '1', '2', '3')
     ]

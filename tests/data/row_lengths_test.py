@@ -18,9 +18,9 @@ def layout_of(rows, groups=4):
     return lambda length: Layout(rows, length, groups, 2)
 
 
-def choose(steps, rows=1, longest=0, **given):
+def choose(steps, rows=1, longest=0, total_steps=1, **given):
     longest = longest or max(itertools.chain(*steps))
-    return row_lengths.choose(steps, longest, layout_of(rows), **given)
+    return row_lengths.choose(steps, longest, layout_of(rows), total_steps, **given)
 
 
 def computed(steps, lengths, rows=1):

@@ -7,6 +7,7 @@ import pytest
 
 from epa_jax import sharding
 from epa_jax.config import ConfigError
+from epa_jax.data import row_lengths
 from epa_jax.models.mask import Tokens, visible
 from epa_jax.planning.workload import visible_pairs, workload
 from epa_jax.prepare import loss_of
@@ -65,6 +66,13 @@ def test_data_that_are_here_are_measured(run):
     assert work.scored < work.tokens < 4 * (9 + 4 * 8)
     assert work.micro_batches == 1
     assert work.prompts == 32
+
+
+def test_micro_batches_of_shorter_rows_count_in_part(run, monkeypatch):
+    monkeypatch.setattr(row_lengths, 'choose', lambda *_: [64, 128])
+    work = of(run)  # four prompts of up to 40 tokens, 8 rows: one micro-batch of 64
+    assert work.layout.row_length == 128
+    assert work.micro_batches == 0.5
 
 
 @pytest.mark.parametrize(
