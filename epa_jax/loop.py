@@ -166,6 +166,8 @@ class Loop:
     def _rehearse(self) -> None:
         job = self.job
         rehearse(job.programs, job.loss, self.state, job.frozen, job.batches.train)
+        self.watchdog.beat()  # several compilations are no step that hangs
+        self.out.monitor.beat()
 
     def _update(self, data: StepData) -> Metrics:
         job, programs = self.job, self.job.programs
