@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from epa_jax import sharding
-from epa_jax.models import flash, query_blocks, splash
+from epa_jax.models import flash, query_blocks, spans, splash
 from epa_jax.models.mask import Tokens, visible
 
 log = logging.getLogger(__name__)
@@ -106,9 +106,9 @@ def prepare(
     )
     operands = (heads, shared, shared, rows)
     if chosen == 'spans':  # devices differ in what their rows need
-        spans = query_blocks.plan_spans(visible(tokens, sliding_window))
-        on_shards = _on_shards(query_blocks.spans, mesh, operands, heads)
-        return lambda q, k, v: on_shards(q, k, v, spans)
+        seen = spans.plan(visible(tokens, sliding_window))
+        on_shards = _on_shards(spans.attend, mesh, operands, heads)
+        return lambda q, k, v: on_shards(q, k, v, seen)
     kernel: Callable = flash.attend if chosen == 'pallas' else splash.attend
     block = flash.block_size(tokens.segments.shape[1])
     known: Any = tokens
