@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from epa_jax import sharding, train_step
+from epa_jax import replicas, sharding, train_step
 from epa_jax.frozen import NOTHING, Frozen
 from epa_jax.train_step import Accumulator, Coupled, Metrics, Objective
 from epa_jax.types import (
@@ -112,10 +112,14 @@ def abstract_total(
 ) -> Accumulator:
     """Shapes and shardings of a step's sums: gradients live where their parameter does.
 
+    Devices that each hold all parameters keep sums of their own, see `replicas`.
+
     Args: as `build`.
     """
     everywhere = sharding.replicated(mesh)
     empty = jax.eval_shape(objective.gradients, state.params, example, frozen)
+    if replicas.apart(mesh):
+        return replicas.stacked(empty, mesh)
 
     def struct(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
@@ -147,6 +151,11 @@ def build(
     everywhere = sharding.replicated(mesh)
     empty = abstract_total(objective, state, example, mesh, frozen)
     total = shardings(empty)
+    apart = replicas.apart(mesh)
+    own = replicas.alone(objective, mesh) if apart else objective
+
+    def adding(function: Callable, *more: PartitionSpec, **how: bool) -> Callable:
+        return replicas.summing(function, mesh, *more, **how) if apart else function
 
     def zero() -> Accumulator:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
@@ -155,7 +164,7 @@ def build(
         total: Accumulator, params: Params, frozen: Frozen, batch: PackedBatch
     ) -> Accumulator:
         traces['accumulate'] += 1
-        return train_step.add(total, objective.gradients(params, batch, frozen))
+        return train_step.add(total, own.gradients(params, batch, frozen))
 
     def couple(table: ResponseTable, loss_state: Any) -> Coupled:
         traces['couple'] += 1
@@ -169,7 +178,7 @@ def build(
         coupled: Coupled,
     ) -> Accumulator:
         traces['pull'] += 1
-        return train_step.add(total, objective.pull(params, batch, coupled, frozen))
+        return train_step.add(total, own.pull(params, batch, coupled, frozen))
 
     def imitate(
         total: Accumulator,
@@ -179,7 +188,7 @@ def build(
         scale: Array,
     ) -> tuple[Accumulator, WeightedSum]:
         traces['imitate'] += 1
-        return objective.imitate(total, params, batch, scale, frozen)
+        return own.imitate(total, params, batch, scale, frozen)
 
     def nll(params: Params, frozen: Frozen, batch: PackedBatch) -> WeightedSum:
         traces['nll'] += 1
@@ -189,6 +198,7 @@ def build(
         state: TrainState, total: Accumulator, loss_state: Any
     ) -> tuple[TrainState, Metrics]:
         traces['update'] += 1
+        total = replicas.joined(total) if apart else total
         return train_step.update(state, total, optimizer, loss_state)
 
     def measure(table: ResponseTable, loss_state: Any) -> Metrics:
@@ -201,10 +211,18 @@ def build(
 
     return Programs(
         zero=jax.jit(zero, out_shardings=total),
-        accumulate=jax.jit(accumulate, out_shardings=total, donate_argnums=0),
+        accumulate=jax.jit(adding(accumulate), out_shardings=total, donate_argnums=0),
         couple=jax.jit(couple, out_shardings=everywhere),
-        pull=jax.jit(pull, out_shardings=total, donate_argnums=0),
-        imitate=jax.jit(imitate, out_shardings=(total, everywhere), donate_argnums=0),
+        pull=jax.jit(
+            adding(pull, sharding.partition(('batch',))),
+            out_shardings=total,
+            donate_argnums=0,
+        ),
+        imitate=jax.jit(
+            adding(imitate, PartitionSpec(), counts=True),
+            out_shardings=(total, everywhere),
+            donate_argnums=0,
+        ),
         nll=jax.jit(nll, out_shardings=everywhere),
         update=jax.jit(
             update, out_shardings=(shardings(state), everywhere), donate_argnums=0

@@ -57,10 +57,11 @@ def test_a_coupled_step_does_not_depend_on_its_micro_batches(name):
         np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-5)
 
 
-def test_a_coupled_step_does_not_depend_on_the_devices():
+@pytest.mark.parametrize('mesh_shape', [(1, 2, 2), (2, 1, 1)])
+def test_a_coupled_step_does_not_depend_on_the_devices(mesh_shape):
     layout = [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
     alone, alone_metrics, _ = one_step(layout, name='aot_unpaired')
-    spread, spread_metrics, _ = one_step(layout, (1, 2, 2), name='aot_unpaired')
+    spread, spread_metrics, _ = one_step(layout, mesh_shape, name='aot_unpaired')
     assert spread_metrics == pytest.approx(alone_metrics, rel=1e-4)
     for a, b in zip(
         jax.tree.leaves(alone.opt_state), jax.tree.leaves(spread.opt_state), strict=True

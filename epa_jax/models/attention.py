@@ -80,6 +80,7 @@ def prepare(
     sliding_window: int | None,
     backend: str,
     mesh: Mesh | None = None,
+    platform: str = '',
     interpret: bool = False,
 ) -> Attend:
     """`attend` for many layers: what depends on the tokens alone is computed once.
@@ -90,13 +91,14 @@ def prepare(
       sliding_window: positions seen.
       backend: one of `BACKENDS`.
       mesh: the devices.
+      platform: of the device where there is no mesh; '' is the default.
       interpret: run kernels for TPUs on any machine.
 
     Raises:
       ValueError: an unknown back end.
     """
-    platform = 'tpu' if interpret else _platform(mesh)
-    chosen = choose(backend, platform, dtype, shared=tokens.branches is not None)
+    where = 'tpu' if interpret else platform or _platform(mesh)
+    chosen = choose(backend, where, dtype, shared=tokens.branches is not None)
     if chosen in ('xla', 'cudnn'):
         dense = query_blocks.causal if chosen == 'xla' else _cudnn
         return functools.partial(dense, mask_BTT=visible(tokens, sliding_window))

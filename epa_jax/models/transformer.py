@@ -38,6 +38,7 @@ class Compute:
       logprob_chunk: tokens per row that meet the vocabulary at once; 0 is all.
       vocab_block: words of each shard of the vocabulary that they meet at once.
       mesh: the devices; None is the default device.
+      platform: of the device that runs it where there is no mesh; '' is the default.
       interpret: run kernels for TPUs in Pallas's interpreter, on any machine and slowly.
     """
 
@@ -47,6 +48,7 @@ class Compute:
     logprob_chunk: int = 128
     vocab_block: int = 4096
     mesh: Mesh | None = None
+    platform: str = ''
     interpret: bool = False
 
     def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -61,6 +63,7 @@ class Compute:
             sliding_window=sliding_window,
             backend=self.attention,
             mesh=self.mesh,
+            platform=self.platform,
             interpret=self.interpret,
         )
 
