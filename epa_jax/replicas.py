@@ -31,7 +31,12 @@ def alone(objective: Objective, mesh: Mesh) -> Objective:
 
 
 def stacked(abstract: Any, mesh: Mesh) -> Any:
-    """Shapes and shardings of sums, with an axis of devices in front."""
+    """Shapes and shardings of sums, with an axis of D devices in front.
+
+    Args:
+      abstract: of one device, leaves [...]; they become [D, ...], split over the first.
+      mesh: one that keeps devices `apart`.
+    """
     where = sharding.rows(mesh)
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -73,5 +78,5 @@ def summing(
 
 
 def joined(sums: Any) -> Any:
-    """`stacked` sums added up over the devices."""
+    """`stacked` sums, leaves [D, ...], added up over the devices: [...]."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)

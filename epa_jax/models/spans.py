@@ -49,7 +49,11 @@ class Known(NamedTuple):
 
 
 def plan(mask_BTT: jax.Array) -> Known:
-    """Finds the spans: what is seen, without the longest gap in it."""
+    """Finds the spans: what is seen, without the longest gap in it.
+
+    Args:
+      mask_BTT: bool [B, T, T], as in `query_blocks.causal`.
+    """
     length = mask_BTT.shape[1]
     if length % BLOCK or length <= SHORT:
         return Known(mask_BTT, None)
