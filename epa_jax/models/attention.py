@@ -108,7 +108,8 @@ def prepare(
     )
     operands = (heads, shared, shared, rows)
     if chosen == 'spans':  # devices differ in what their rows need
-        seen = spans.plan(visible(tokens, sliding_window))
+        real = tokens.segments > 0
+        seen = spans.plan(visible(tokens, sliding_window) & real[:, :, None])
         on_shards = _on_shards(spans.attend, mesh, operands, heads)
         return lambda q, k, v: on_shards(q, k, v, seen)
     kernel: Callable = flash.attend if chosen == 'pallas' else splash.attend

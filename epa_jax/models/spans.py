@@ -6,7 +6,7 @@ queries chooses among a few lengths as it runs. Letters as in `epa_jax.models.qu
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ class Spans(NamedTuple):
     """The keys that each block of queries is set against, int32 [B, T / Q] each.
 
     Attributes:
-      choices: which of `lengths` the span has.
+      choices: 0 is no keys for no query of the block sees any, n the n-th of `lengths`.
       firsts: where the first stretch begins.
       nears: keys of the first stretch, 0 where one stretch holds all that is seen.
       ends: where the second stretch ends.
@@ -52,13 +52,12 @@ def plan(mask_BTT: jax.Array) -> Known:
     """Finds the spans: what is seen, without the longest gap in it.
 
     Args:
-      mask_BTT: bool [B, T, T], as in `query_blocks.causal`.
+      mask_BTT: bool [B, T, T], as in `query_blocks.causal`; padding is to see nothing.
     """
     length = mask_BTT.shape[1]
     if length % BLOCK or length <= SHORT:
         return Known(mask_BTT, None)
     seen = mask_BTT.reshape(len(mask_BTT), -1, BLOCK, length).any(axis=2)
-    seen = seen.at[..., 0].max(~seen.any(axis=-1))  # who sees nothing has a span too
     first = jnp.argmax(seen, axis=-1)
     end = length - jnp.argmax(seen[..., ::-1], axis=-1)
     gap_end, gap = _longest_gap(seen)
@@ -66,6 +65,7 @@ def plan(mask_BTT: jax.Array) -> Known:
     choice = jnp.searchsorted(sizes, end - first - gap)
     size = sizes[choice]
     near = jnp.where(size >= end - first, 0, gap_end - gap - first)
+    choice = jnp.where(seen.any(axis=-1), choice + 1, 0)
     found = (choice, first, near, jnp.maximum(end, size))
     return Known(mask_BTT, Spans(*(x.astype(jnp.int32) for x in found)))
 
@@ -142,9 +142,13 @@ def _forward(
         out, log_sum = query_blocks.block_forward(q[None], keys, values, seen)
         return out[0], log_sum[0]
 
+    def none(_: _Place, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros_like(q), jnp.zeros((*q.shape[:-1], 1), jnp.float32)
+
+    branches: list[Callable] = [none, *(functools.partial(one, size) for size in sizes)]
+
     def step(_: None, at: tuple) -> tuple[None, tuple[jax.Array, jax.Array]]:
         choice, place, q = at
-        branches = [functools.partial(one, size) for size in sizes]
         return None, jax.lax.switch(choice, branches, place, q)
 
     places = _Place(jnp.arange(len(q)), *where)
@@ -168,9 +172,13 @@ def _backward(kept: tuple, dout: jax.Array) -> tuple:
         more = (_add(*pair, place) for pair in zip(sums, found, strict=True))
         return tuple(more), dq[0]
 
+    def none(_: _Place, sums: tuple, of_block: Sequence[jax.Array]) -> tuple:
+        return sums, jnp.zeros_like(of_block[0])
+
+    branches: list[Callable] = [none, *(functools.partial(one, size) for size in sizes)]
+
     def step(sums: tuple, at: tuple) -> tuple[tuple, jax.Array]:
         choice, place, *of_block = at
-        branches = [functools.partial(one, size) for size in sizes]
         return jax.lax.switch(choice, branches, place, sums, of_block)
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))

@@ -23,12 +23,18 @@ def rows(*seeds):
     for seed in seeds:
         rng = np.random.default_rng(seed)
         starts = rng.random(LENGTH) < rng.choice([0.0, 0.01, 0.05])
-        starts[0], starts[-20] = True, True
+        padding = rng.choice([20, 150])
+        starts[0], starts[-padding] = True, True
         segments = np.cumsum(starts)
-        segments[-20:] = 0
+        segments[-padding:] = 0
         since = np.arange(LENGTH) - np.maximum.accumulate(np.arange(LENGTH) * starts)
         arrays.append((since, segments, np.clip(since // rng.choice([20, 90]), 0, 2)))
     return Tokens(*(jnp.array(x, jnp.int32) for x in zip(*arrays, strict=True)))
+
+
+def seen(tokens, window=None):
+    """Who sees what, but for padding."""
+    return visible(tokens, window) & (tokens.segments > 0)[:, :, None]
 
 
 def operands(tokens):
@@ -69,7 +75,9 @@ def test_lengths_cover_every_need_and_waste_a_block_or_a_quarter(row):
 def span_of(known, row, block):
     """Keys of a block's span, in order and as often as they are in it."""
     choice, first, near, end = (int(x[row, block]) for x in known.spans)
-    size = spans.lengths(LENGTH)[choice]
+    if choice == 0:
+        return []
+    size = spans.lengths(LENGTH)[choice - 1]
     assert end - size >= 0
     assert end <= LENGTH
     assert not near or first + size <= LENGTH
@@ -79,17 +87,17 @@ def span_of(known, row, block):
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([None, 3, 70]))
 def test_a_span_has_all_that_its_queries_see_once_and_its_length_is_needed(seed, window):
-    mask = np.asarray(visible(rows(seed), window))
+    mask = np.asarray(seen(rows(seed), window))
     known = spans.plan(jnp.asarray(mask))
     for row, block in np.ndindex(known.spans.choices.shape):
         here = slice(block * spans.BLOCK, (block + 1) * spans.BLOCK)
-        seen = np.flatnonzero(mask[row, here].any(axis=0))
+        keys = np.flatnonzero(mask[row, here].any(axis=0))
         span = span_of(known, row, block)
         assert len(set(span)) == len(span)
-        assert set(seen) <= set(span)
-        gaps = [b - a - 1 for a, b in itertools.pairwise(seen)]
-        need = seen[-1] + 1 - seen[0] - max(gaps, default=0) if len(seen) else 1
-        assert len(span) == next(n for n in spans.lengths(LENGTH) if n >= need)
+        assert set(keys) <= set(span)
+        gaps = [b - a - 1 for a, b in itertools.pairwise(keys)]
+        need = keys[-1] + 1 - keys[0] - max(gaps, default=0) if len(keys) else 0
+        assert len(span) == next(n for n in [0, *spans.lengths(LENGTH)] if n >= need)
 
 
 def test_responses_between_a_prompt_and_the_last_response_are_cut_out():
@@ -99,7 +107,7 @@ def test_responses_between_a_prompt_and_the_last_response_are_cut_out():
     positions = np.where(branches, prompt + (place - prompt) % response, place)
     one = jnp.ones((1, LENGTH), jnp.int32)
     tokens = Tokens(jnp.array(positions[None]), one, jnp.array(branches[None]))
-    span = span_of(spans.plan(visible(tokens, None)), 0, LENGTH // spans.BLOCK - 1)
+    span = span_of(spans.plan(seen(tokens)), 0, LENGTH // spans.BLOCK - 1)
     assert len(span) == 192  # of the last 64 tokens: the prompt, and the last two responses
     assert set(range(prompt)) <= set(span)
     assert not set(range(prompt, prompt + 2 * response)) & set(span)
@@ -107,14 +115,26 @@ def test_responses_between_a_prompt_and_the_last_response_are_cut_out():
 
 @pytest.mark.parametrize('window', [None, 5])
 def test_spans_equal_all_keys(window):
-    tokens = rows(*range(6))
-    known = spans.plan(visible(tokens, window)).spans
-    assert set(np.unique(known.choices)) == set(range(2 if window else LENGTH // 64))
+    tokens = rows(*range(10))
+    known = spans.plan(seen(tokens, window)).spans
+    assert set(np.unique(known.choices)) == set(range(3 if window else LENGTH // 64 + 1))
     assert np.any(known.nears) == (window is None)  # or nothing would be cut out here
     found = passes('spans', tokens, sliding_window=window)
     expected = passes('xla', tokens, sliding_window=window)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_blocks_of_padding_cost_nothing_and_give_zeros():
+    tokens = rows(*range(6))
+    empty = np.asarray(tokens.segments == 0).reshape(6, -1, spans.BLOCK).all(axis=2)
+    assert empty.any()
+    np.testing.assert_array_equal(spans.plan(seen(tokens)).spans.choices == 0, empty)
+    q, k, v, _ = operands(tokens)
+    out = attention.attend(q, k, v, tokens, backend='spans')
+    of_blocks = np.asarray(out, np.float32).reshape(6, -1, spans.BLOCK, 4 * 8)
+    np.testing.assert_array_equal(of_blocks[empty], 0)
+    assert np.isfinite(of_blocks).all()
 
 
 def test_gradients_in_16_bits_are_summed_in_32():
