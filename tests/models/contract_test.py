@@ -84,6 +84,17 @@ def test_the_larger_operand_is_not_transposed():
     assert left == 1
 
 
+@pytest.mark.parametrize(
+    ('platform', 'barriers', 'transposes'), [('cpu', 1, 1), ('cuda', 0, 1), ('tpu', 0, 1)]
+)
+def test_what_is_turned_stays_a_product_of_its_own_on_cpus(platform, barriers, transposes):
+    x, g = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16)
+    turned = jax.jit(lambda x, g: product(g, 'td', x, 'tf', 'fd'))
+    text = turned.trace(x, g).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count('optimization_barrier') == barriers
+    assert text.count('stablehlo.transpose') == transposes
+
+
 def test_the_gradient_of_activations_takes_the_cotangent_as_it_lies():
     x, weight = operands('btd,df->btf')
     out, pull = jax.vjp(lambda x: contract('btd,df->btf', x, weight), x)
