@@ -77,28 +77,36 @@ def product(
     out_axes: str,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """The sum over the axes that are not in `out_axes`, the larger operand as it lies."""
+    """The sum over the axes that are not in `out_axes`, the larger operand as it lies.
+
+    Args:
+      x: an operand, with an axis for each letter of `x_axes`.
+      x_axes: such as 'btd'.
+      y: the other, with those of `y_axes`; letters in both are of one size.
+      y_axes: likewise.
+      out_axes: those of the result, each in one of the operands at least.
+      dtype: of the sums and the result; that of the operands by default.
+    """
     (big, big_axes), (small, small_axes) = sorted(
         ((x, x_axes), (y, y_axes)), key=lambda pair: -pair[0].size
     )
     summed = ''.join(axis for axis in big_axes if axis not in out_axes)
     shared = ''.join(axis for axis in big_axes if axis in small_axes and axis in out_axes)
-    big_free = ''.join(a for a in big_axes if a not in summed + shared)
-    small_free = ''.join(a for a in small_axes if a not in summed + shared)
-    if big_axes.endswith(summed):
-        equation = f'{big_axes},{small_axes}->{shared}{big_free}{small_free}'
-        out = jnp.einsum(equation, big, small, preferred_element_type=dtype)
-        return _turned(out, _order(shared + big_free + small_free, out_axes))
-    equation = f'{small_axes},{big_axes}->{shared}{small_free}{big_free}'
-    out = jnp.einsum(equation, small, big, preferred_element_type=dtype)
-    return _turned(out, _order(shared + small_free + big_free, out_axes))
+    operands = [(big, big_axes), (small, small_axes)]
+    if not big_axes.endswith(summed):
+        operands.reverse()
+    (left, left_axes), (right, right_axes) = operands
+    free = ''.join(axis for axis in left_axes + right_axes if axis not in summed + shared)
+    equation = f'{left_axes},{right_axes}->{shared}{free}'
+    out = jnp.einsum(equation, left, right, preferred_element_type=dtype)
+    return _turned(out, _order(shared + free, out_axes))
 
 
 def _turned(x: jax.Array, order: tuple[int, ...]) -> jax.Array:
-    """A product with its axes in another order.
+    """A product with its axes in another order, as `jnp.transpose`.
 
-    XLA would multiply the operands the other way round instead, which on CPUs leaves its
-    fast products: in bfloat16 a factor of ten.
+    XLA would exchange the operands instead, into a product that the fast library for CPUs
+    does not take: in bfloat16 that is ten times slower.
     """
     if order == tuple(range(len(order))):
         return x

@@ -23,7 +23,8 @@ class Spans(NamedTuple):
     """The keys that each block of queries is set against, int32 [B, T / Q] each.
 
     Attributes:
-      choices: 0 is no keys for no query of the block sees any, n the n-th of `lengths`.
+      choices: n is the n-th of `lengths`; 0 where no query of the block sees a key, for
+        which nothing is computed.
       firsts: where the first stretch begins.
       nears: keys of the first stretch, 0 where one stretch holds all that is seen.
       ends: where the second stretch ends.
